@@ -1,0 +1,46 @@
+//! The simulated platform: on a machine without TDX the launcher plays the TDX module and the quoting
+//! enclave, and the agent of a `dev` image asks it over vsock for what the processor would do.
+
+use cocoon_evidence::{Digest48, Rtmr};
+use serde::{Deserialize, Serialize};
+
+/// The launcher listens here for [`ToPlatform`], on simulated platforms only.
+pub const PLATFORM_PORT: u32 = 7002;
+
+/// Agent to simulated platform; each answered by one [`FromPlatform`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToPlatform {
+    /// TDG.MR.RTMR.EXTEND: [`FromPlatform::Extended`].
+    Extend {
+        /// Only RTMR2 and RTMR3 can be extended by software in a real guest; here only RTMR3.
+        register: Rtmr,
+        /// The event's digest.
+        digest: Digest48,
+    },
+    /// TDG.MR.REPORT and the quoting enclave: [`FromPlatform::Quote`].
+    Quote {
+        /// 64 bytes.
+        #[serde(with = "hex::serde")]
+        report_data: [u8; 64],
+    },
+}
+
+/// Simulated platform to agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromPlatform {
+    /// The register was extended.
+    Extended,
+    /// A TDX quote, version 4, signed under the launcher's test root.
+    Quote {
+        /// Raw bytes.
+        #[serde(with = "hex::serde")]
+        quote: Vec<u8>,
+    },
+    /// Refused.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}

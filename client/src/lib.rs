@@ -1,0 +1,1 @@
+//! Verifies a guest, then talks to it.

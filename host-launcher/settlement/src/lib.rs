@@ -1,0 +1,1 @@
+//! Deposit contract, chain access and the local chain.

@@ -1,0 +1,1 @@
+//! A software TDX module and quoting enclave for machines without TDX.

@@ -1,0 +1,1 @@
+//! Boots the guest, relays to it and gets paid.

@@ -1,0 +1,22 @@
+//! What a Cocoon guest proves, in bytes: digests, registers, the RTMR3 event log, the evidence bundle and
+//! the report data that ties a quote to keys.
+//!
+//! Both sides use this crate: the agent inside the guest writes with it, verifiers read with it. It does no
+//! I/O, reads no clock and checks no signature; what it parses comes from the network and is bounded.
+
+mod binding;
+mod bundle;
+mod certificate;
+mod digest;
+mod event;
+mod register;
+
+pub use binding::{FreshBinding, NONCE_BYTES, ReportData, Role, TlsBinding};
+pub use bundle::{BUNDLE_BYTES_MAX, BundleError, EvidenceBundle, Platform};
+pub use certificate::{
+    CERTIFICATE_BYTES_MAX, CMW_MEDIA_TYPE, EVIDENCE_EXTENSION_OID, ExtensionError, decode_extension,
+    encode_extension,
+};
+pub use digest::{Digest32, Digest48, ParseDigestError};
+pub use event::{EVENT_PAYLOAD_BYTES_MAX, EventKind, EventLog, EventLogError, RuntimeEvent};
+pub use register::{Register, Rtmr};

@@ -1,0 +1,1 @@
+//! Predicts what a launch must measure to.

@@ -1,0 +1,1 @@
+//! Judges evidence against a policy, without I/O or clock.
