@@ -1,1 +1,239 @@
-//! End-to-end tests of the whole way.
+//! Boots real nodes for the end-to-end tests, with the programs that a user runs.
+//!
+//! The image and the model volume come from `scripts/test`, through COCOON_E2E_IMAGE and COCOON_E2E_MODEL.
+//! Without them a test skips with a message; if they are set and missing, it fails.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use cocoon_protocol::host::UsageRecord;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The account that the provider is paid at; any will do, it only receives.
+pub const PAYOUT_ADDRESS: &str = "0:00000000000000000000000000000000000000000000000000000000000e2e00";
+
+/// What the tests boot.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// `cocoon-image build` wrote this.
+    pub manifest: PathBuf,
+    /// `cocoon-image model pack` wrote this.
+    pub model: PathBuf,
+}
+
+impl Image {
+    /// The image under test; `None`, with a message, where none was built.
+    ///
+    /// # Panics
+    /// The variables are set but the files are not there.
+    pub fn from_env() -> Option<Self> {
+        let (Some(image), Some(model)) =
+            (std::env::var_os("COCOON_E2E_IMAGE"), std::env::var_os("COCOON_E2E_MODEL"))
+        else {
+            eprintln!("SKIP: COCOON_E2E_IMAGE and COCOON_E2E_MODEL are not set; scripts/test builds and sets them");
+            return None;
+        };
+        let image = Self { manifest: Path::new(&image).join("manifest.json"), model: model.into() };
+        for path in [&image.manifest, &image.model] {
+            assert!(path.is_file(), "{} is not there; scripts/test builds it", path.display());
+        }
+        Some(image)
+    }
+}
+
+/// One node with its configuration, wallet and policy in a folder of its own; stopped when dropped.
+#[derive(Debug)]
+pub struct Node {
+    dir: TempDir,
+    port: u16,
+}
+
+impl Node {
+    /// Configures a node, predicts it and writes its policy; boots nothing.
+    pub fn configure(image: &Image) -> Self {
+        let node = Self { dir: TempDir::new().expect("a temporary folder"), port: free_port() };
+        node.write_config(image, "");
+        fs::write(node.path("launch.toml"), "platform = \"simulated\"\nvcpus = 2\nmemory_mib = 1024\n")
+            .expect("writing launch.toml");
+        node.succeed("cocoon-launch", ["document", "--config", "node.toml", "--out", "launch.json"]);
+        node.succeed("cocoon-launch", ["root", "--config", "node.toml", "--out", "root.pem"]);
+        node.predict(&image.manifest);
+        node
+    }
+
+    /// Writes node.toml; `settlement` is added to its `[settlement]` section.
+    pub fn write_config(&self, image: &Image, settlement: &str) {
+        let (manifest, model, port) = (image.manifest.display(), image.model.display(), self.port);
+        let config = format!(
+            "state_dir = \"state\"\nspec = \"launch.toml\"\n\
+             [image]\nmanifest = \"{manifest}\"\n\
+             [model]\nname = \"cocoon-demo\"\nvolume = \"{model}\"\nnumeric_profile = \"f32\"\n\
+             [prices]\ninput_nano_per_kilotoken = 1000000000\noutput_nano_per_kilotoken = 3000000000\n\
+             [limits]\ncontext_tokens_max = 256\noutput_tokens_max = 96\nrequests_max = 4\n\
+             [listen]\naddress = \"127.0.0.1:{port}\"\n\
+             [settlement]\nnetwork = \"local\"\npayout_address = \"{PAYOUT_ADDRESS}\"\n{settlement}\n"
+        );
+        fs::write(self.path("node.toml"), config).expect("writing node.toml");
+    }
+
+    /// Writes the policy for the image of this manifest.
+    pub fn predict(&self, manifest: &Path) {
+        let manifest = manifest.to_str().expect("a UTF-8 path");
+        self.succeed(
+            "cocoon-measure",
+            [
+                "predict",
+                "--manifest",
+                manifest,
+                "--spec",
+                "launch.toml",
+                "--launch-document",
+                "launch.json",
+                "--root",
+                "root.pem",
+                "--policy-out",
+                "policy.toml",
+            ],
+        );
+    }
+
+    /// Boots and waits until the node serves, or fails.
+    pub fn up(&self) -> Output {
+        self.run("cocoon-launch", ["up", "--config", "node.toml", "--detach"])
+    }
+
+    /// Boots a node that has to come up.
+    pub fn up_and_serving(&self) {
+        self.succeed("cocoon-launch", ["up", "--config", "node.toml", "--detach"]);
+    }
+
+    /// Stops the node.
+    pub fn down(&self) -> Output {
+        self.run("cocoon-launch", ["down", "--config", "node.toml"])
+    }
+
+    /// `cocoon-launch status --json`.
+    pub fn status(&self) -> Value {
+        let output = self.succeed("cocoon-launch", ["status", "--config", "node.toml", "--json"]);
+        serde_json::from_slice(&output.stdout).expect("status prints JSON")
+    }
+
+    /// `cocoon verify` with the policy in this file of the node's folder.
+    pub fn verify(&self, policy: &str) -> Output {
+        self.run("cocoon", ["verify", &self.url(), "--policy", policy])
+    }
+
+    /// `cocoon chat` with the node's own policy.
+    pub fn chat(&self, question: &str) -> Output {
+        self.chat_with("policy.toml", question)
+    }
+
+    /// `cocoon chat` with another policy.
+    pub fn chat_with(&self, policy: &str, question: &str) -> Output {
+        if !self.path("wallet").exists() {
+            self.succeed("cocoon", ["wallet", "new", "--out", "wallet"]);
+        }
+        let url = self.url();
+        self.run(
+            "cocoon",
+            [
+                "chat",
+                &url,
+                "--policy",
+                policy,
+                "--wallet",
+                "wallet",
+                "--ton-config",
+                "state/global.config.json",
+                "--receipt-out",
+                "receipt.json",
+                question,
+            ],
+        )
+    }
+
+    /// The usage records that the host has acknowledged, oldest first.
+    pub fn records(&self) -> Vec<UsageRecord> {
+        let output = self.succeed("cocoon-launch", ["records", "--config", "node.toml"]);
+        let lines = String::from_utf8(output.stdout).expect("records are text");
+        lines.lines().map(|line| serde_json::from_str(line).expect("a record is JSON")).collect()
+    }
+
+    /// Command lines of processes that work for this node.
+    pub fn processes(&self) -> Vec<String> {
+        let state = self.path("state");
+        let state = state.to_str().expect("a UTF-8 path");
+        let entries = fs::read_dir("/proc").expect("/proc").flatten();
+        let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines
+            .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+            .filter(|line| line.contains(state) || line.contains(&*self.path("node.toml").to_string_lossy()))
+            .collect()
+    }
+
+    /// Kills a process that belongs to this node, as a power cut would.
+    pub fn kill_process(&self, pid: u64) {
+        let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs");
+        assert!(status.success(), "process {pid} could not be killed");
+    }
+
+    /// Where clients connect to.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// A file in the node's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs one of Cocoon's programs in the node's folder.
+    pub fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Output {
+        Command::new(program_path(program))
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap_or_else(|error| panic!("{program} did not run: {error}; scripts/test builds it"))
+    }
+
+    /// [`Self::run`] of something that has to succeed.
+    pub fn succeed<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Output {
+        let output = self.run(program, arguments);
+        assert!(output.status.success(), "{program} failed\n{}", describe(&output));
+        output
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.down();
+    }
+}
+
+/// Both streams of a finished program, for a test's message.
+pub fn describe(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}\n--- stdout\n{}\n--- stderr\n{}", output.status, text(&output.stdout), text(&output.stderr))
+}
+
+/// Programs are built beside the tests: `target/PROFILE/deps/TEST` and `target/PROFILE/PROGRAM`.
+fn program_path(program: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    profile.join(program)
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port on loopback");
+    listener.local_addr().expect("its address").port()
+}
