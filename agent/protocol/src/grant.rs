@@ -96,6 +96,11 @@ pub enum GrantError {
 }
 
 impl Grant {
+    /// What vouchers, receipts and the contract name this grant by: SHA-256 of [`Grant::signed_bytes`].
+    pub fn id(&self) -> Digest32 {
+        Digest32::of(&self.signed_bytes())
+    }
+
     /// The 124 bytes that the owner signs: tag, network, contract, agent key, payout address, prices, cap,
     /// expiry.
     pub fn signed_bytes(&self) -> Vec<u8> {
@@ -184,6 +189,9 @@ pub struct Voucher {
     /// The grant's agent key, which also signs.
     #[serde(with = "hex::serde")]
     pub agent_key: [u8; 32],
+    /// [`Grant::id`]. One agent key can serve several grants of one deposit, one after the other or at the
+    /// same time: without this, a voucher for one could be cashed again on the next.
+    pub grant: Digest32,
     /// All tokens served on this grant so far.
     pub served: TokenCounts,
 }
@@ -200,13 +208,15 @@ pub struct SignedVoucher {
 }
 
 impl Voucher {
-    /// The 88 bytes that the agent signs: tag, network, contract, agent key, input tokens, output tokens.
+    /// The 120 bytes that the agent signs: tag, network, contract, agent key, grant, input tokens, output
+    /// tokens.
     pub fn signed_bytes(&self) -> Vec<u8> {
         [
             VOUCHER_TAG.to_be_bytes().as_slice(),
             &self.network.0.to_be_bytes(),
             self.contract.0.as_bytes(),
             &self.agent_key,
+            self.grant.as_bytes(),
             &self.served.input.to_be_bytes(),
             &self.served.output.to_be_bytes(),
         ]
@@ -267,12 +277,7 @@ impl SessionProof {
     }
 
     fn signed_bytes(exporter: &[u8; 32], grant: &Grant) -> Vec<u8> {
-        [
-            SESSION_TAG,
-            exporter,
-            Digest32::of(&grant.signed_bytes()).as_bytes(),
-        ]
-        .concat()
+        [SESSION_TAG, exporter, grant.id().as_bytes()].concat()
     }
 }
 
@@ -369,13 +374,33 @@ mod tests {
             network: NetworkId::LOCAL,
             contract: grant().contract,
             agent_key: agent.verifying_key().to_bytes(),
+            grant: grant().id(),
             served: TokenCounts { input: 1, output: 2 },
         };
         assert_eq!(grant().signed_bytes().len(), 124);
-        assert_eq!(voucher.signed_bytes().len(), 88);
+        assert_eq!(voucher.signed_bytes().len(), 120);
         let mut signed = voucher.sign(&agent);
         assert!(signed.is_genuine());
         signed.voucher.served.output += 1;
+        assert!(!signed.is_genuine());
+    }
+
+    #[test]
+    fn a_voucher_moved_to_the_next_grant_is_not_genuine() {
+        let agent = SigningKey::from_bytes(&[5; 32]);
+        let voucher = Voucher {
+            network: NetworkId::LOCAL,
+            contract: grant().contract,
+            agent_key: agent.verifying_key().to_bytes(),
+            grant: grant().id(),
+            served: TokenCounts { input: 1, output: 2 },
+        };
+        let mut signed = voucher.sign(&agent);
+        let next = Grant {
+            expires_s: 3_000,
+            ..grant()
+        };
+        signed.voucher.grant = next.id();
         assert!(!signed.is_genuine());
     }
 }
