@@ -1,0 +1,363 @@
+//! The image's manifest: which files it consists of, what they hash to and what they were made from.
+//!
+//! `cocoon-image build` writes it, `cocoon-measure predict` and the launcher read it. It is not signed and
+//! proves nothing: whoever uses an artifact checks its hash here, and an auditor rebuilds the image.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use cocoon_evidence::Digest32;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest as _, Sha256};
+
+/// A longer manifest is refused: a root file system of 20,000 files needs about 5 MiB.
+pub const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// A longer kernel command line is refused by Linux on x86 (COMMAND_LINE_SIZE, with its NUL).
+pub const COMMAND_LINE_BYTES_MAX: usize = 2047;
+
+const VERSION: u32 = 1;
+
+/// `manifest.json` of one image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// 1.
+    pub version: u32,
+    /// Which image.
+    pub profile: ImageProfile,
+    /// The kernel command line, whole, as QEMU is given it. It carries the root hash.
+    pub command_line: String,
+    /// What QEMU boots.
+    pub artifacts: Artifacts,
+    /// How the kernel verifies the root file system.
+    pub root_verity: VerityTree,
+    /// What the image was made from: name to SHA-256.
+    pub inputs: BTreeMap<String, Digest32>,
+    /// SHA-256 over all inputs, as the builder defines it: equal inputs give an equal image.
+    pub input_digest: Digest32,
+    /// Every entry of the root file system, ordered by path.
+    pub files: Vec<FileEntry>,
+}
+
+/// Which of the images a manifest describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageProfile {
+    /// Has a console and the agent's half of the simulated platform; never for other people's prompts.
+    Dev,
+    /// Inference on the CPU.
+    Cpu,
+    /// Inference on a passed-through GPU.
+    Gpu,
+}
+
+/// The files that QEMU is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifacts {
+    /// UEFI firmware: code and variables in one file.
+    pub firmware: Artifact,
+    /// A Linux bzImage with EFI stub.
+    pub kernel: Artifact,
+    /// The root file system with its dm-verity tree behind it.
+    pub root: Artifact,
+}
+
+/// One file beside the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// Its name, in the manifest's own folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Of the whole file.
+    pub sha256: Digest32,
+}
+
+/// dm-verity parameters of a volume whose hash tree lies behind its data on the same disk (format 1,
+/// SHA-256, data and hash blocks of 4096 bytes, no superblock).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerityTree {
+    /// Length of the data in blocks of 4096 bytes; the hash tree starts at this block.
+    pub data_blocks: u64,
+    /// Hashed before every block.
+    pub salt: Digest32,
+    /// The root hash.
+    pub root_hash: Digest32,
+}
+
+impl VerityTree {
+    /// The device-mapper target parameters for this volume on `device` (kernel documentation,
+    /// admin-guide/device-mapper/verity.rst).
+    pub fn table(&self, device: &str) -> String {
+        let Self {
+            data_blocks,
+            salt,
+            root_hash,
+        } = self;
+        format!("1 {device} {device} 4096 4096 {data_blocks} {data_blocks} sha256 {root_hash} {salt}")
+    }
+}
+
+/// One entry of the root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// Type and permissions.
+    pub mode: FileMode,
+    /// Length of the content; of the target for a symbolic link; 0 for other types.
+    pub bytes: u64,
+    /// Of the content; of the target for a symbolic link; of nothing for other types.
+    pub sha256: Digest32,
+    /// Which input it came from.
+    pub source: String,
+}
+
+/// `st_mode` of a file: type and permissions, in JSON as six octal digits, like git's tree entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileMode(pub u32);
+
+impl Serialize for FileMode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:06o}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for FileMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let octal = text.len() == 6 && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        match u32::from_str_radix(&text, 8) {
+            Ok(mode) if octal => Ok(Self(mode)),
+            _ => Err(de::Error::custom(format!(
+                "mode {text:?} has to be six octal digits"
+            ))),
+        }
+    }
+}
+
+/// Why a manifest or an artifact cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The file system refused.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Over [`MANIFEST_BYTES_MAX`].
+    #[error("{} is longer than {MANIFEST_BYTES_MAX} bytes: this is no manifest", path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Not the JSON of [`Manifest`].
+    #[error("{} is not a manifest of this version of cocoon-image", path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A value that contradicts itself or another.
+    #[error("the manifest's {field} {problem}")]
+    Value {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An artifact is not the one that the manifest names.
+    #[error(
+        "{} is not the {name} of the manifest: it has {found_bytes} bytes with SHA-256 {found}, the manifest \
+         says {expected_bytes} bytes with {expected}; build the image again or use the manifest that \
+         belongs to this file",
+        path.display()
+    )]
+    Mismatch {
+        /// Which artifact.
+        name: &'static str,
+        /// Where it lies.
+        path: PathBuf,
+        /// Its length.
+        found_bytes: u64,
+        /// Its hash.
+        found: Digest32,
+        /// The manifest's length.
+        expected_bytes: u64,
+        /// The manifest's hash.
+        expected: Digest32,
+    },
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    /// See [`ManifestError`].
+    pub fn load(path: &Path) -> Result<Self, ManifestError> {
+        let read = |source| ManifestError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(read)?;
+        file.take(MANIFEST_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(read)?;
+        if bytes.len() as u64 > MANIFEST_BYTES_MAX {
+            return Err(ManifestError::TooLarge {
+                path: path.to_owned(),
+            });
+        }
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|source| ManifestError::Malformed {
+            path: path.to_owned(),
+            source,
+        })?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Checks what the types do not: version, command line and file names.
+    ///
+    /// # Errors
+    /// [`ManifestError::Value`] names the field.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let refuse = |field, problem: String| Err(ManifestError::Value { field, problem });
+        if self.version != VERSION {
+            return refuse(
+                "version",
+                format!("is {}, this program reads {VERSION}", self.version),
+            );
+        }
+        let line = &self.command_line;
+        if line.len() > COMMAND_LINE_BYTES_MAX || line.bytes().any(|byte| !(b' '..=b'~').contains(&byte)) {
+            return refuse(
+                "command_line",
+                format!("has to be printable ASCII of at most {COMMAND_LINE_BYTES_MAX} bytes"),
+            );
+        }
+        if !line.contains(&self.root_verity.root_hash.to_string()) {
+            return refuse(
+                "command_line",
+                format!(
+                    "does not contain root_verity.root_hash {}",
+                    self.root_verity.root_hash
+                ),
+            );
+        }
+        for (name, artifact) in self.artifacts.named() {
+            let file = &artifact.file;
+            if file.is_empty() || file.starts_with('.') || file.contains(['/', '\0']) {
+                return refuse(
+                    name,
+                    format!("file {file:?} has to be a file name in the manifest's folder"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Where an artifact lies, for a manifest read from `manifest_path`.
+    pub fn artifact_path(manifest_path: &Path, artifact: &Artifact) -> PathBuf {
+        manifest_path.with_file_name(&artifact.file)
+    }
+}
+
+impl Artifacts {
+    /// Each artifact with its name in the manifest.
+    pub fn named(&self) -> [(&'static str, &Artifact); 3] {
+        [
+            ("firmware", &self.firmware),
+            ("kernel", &self.kernel),
+            ("root", &self.root),
+        ]
+    }
+}
+
+impl Artifact {
+    /// Describes the file at `path`, for a manifest in the same folder.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let (bytes, sha256) = hash_file(path)?;
+        let file = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a UTF-8 file name"))?;
+        Ok(Self {
+            file: file.to_owned(),
+            bytes,
+            sha256,
+        })
+    }
+
+    /// Reads the file at `path` whole, if it is this artifact; `name` is for the error.
+    ///
+    /// # Errors
+    /// [`ManifestError::Read`] or [`ManifestError::Mismatch`].
+    pub fn read(&self, name: &'static str, path: &Path) -> Result<Vec<u8>, ManifestError> {
+        let read = |source| ManifestError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(read)?;
+        file.take(self.bytes.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(read)?;
+        self.compare(name, path, bytes.len() as u64, Digest32::of(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Hashes the file at `path` without keeping it, and compares; `name` is for the error.
+    ///
+    /// # Errors
+    /// [`ManifestError::Read`] or [`ManifestError::Mismatch`].
+    pub fn verify(&self, name: &'static str, path: &Path) -> Result<(), ManifestError> {
+        let (bytes, sha256) = hash_file(path).map_err(|source| ManifestError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        self.compare(name, path, bytes, sha256)
+    }
+
+    fn compare(
+        &self,
+        name: &'static str,
+        path: &Path,
+        bytes: u64,
+        sha256: Digest32,
+    ) -> Result<(), ManifestError> {
+        if (bytes, sha256) == (self.bytes, self.sha256) {
+            return Ok(());
+        }
+        Err(ManifestError::Mismatch {
+            name,
+            path: path.to_owned(),
+            found_bytes: bytes,
+            found: sha256,
+            expected_bytes: self.bytes,
+            expected: self.sha256,
+        })
+    }
+}
+
+fn hash_file(path: &Path) -> io::Result<(u64, Digest32)> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let bytes = io::copy(&mut file, &mut hash)?;
+    Ok((bytes, Digest32(hash.finalize().into())))
+}
