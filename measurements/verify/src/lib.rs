@@ -1,1 +1,28 @@
-//! Judges evidence against a policy, without I/O or clock.
+//! Hostile bytes in, a trusted guest out: judges a guest's evidence bundle against a policy.
+//!
+//! The client (and an auditor) calls [`appraise`] with what the guest presented, the endorsements that the
+//! host carried along, the report data that this very connection must have, and the time. Every check is made
+//! and listed in a [`Report`]; only if all of them hold does [`Appraisal::into_trusted`] hand out a
+//! [`TrustedGuest`], which nothing else can build.
+//!
+//! What it trusts: the policy, the caller's clock and report data, and the root certificate that the policy
+//! names. The bundle and the endorsements come from the network. There is no I/O and no clock in here.
+
+mod appraisal;
+mod endorsements;
+mod policy;
+mod quote;
+mod report;
+mod root;
+
+pub use appraisal::{Appraisal, PlatformId, TrustedGuest, appraise};
+pub use endorsements::ENDORSEMENTS_BYTES_MAX;
+pub use policy::{
+    Bits64, EventTerms, GpuEvidenceRule, POLICY_BYTES_MAX, POLICY_VERSION, PlatformKind, PlatformTerms,
+    Policy, PolicyError, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms,
+    UsageKeyRule,
+};
+pub use report::{Check, Fault, Refusal, RefusalClass, Report, Verdict};
+pub use root::{
+    INTEL_SGX_ROOT_CA_PEM, INTEL_SGX_ROOT_CA_SHA256, RootError, SIMULATED_ROOT_COMMON_NAME_PREFIX,
+};

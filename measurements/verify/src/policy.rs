@@ -1,0 +1,327 @@
+//! What a verifier accepts, as a TOML file. Every register, attribute and event has an expectation; what is
+//! not stated is refused, and so is an unknown key, so that a misspelt rule cannot pass for a missing one.
+
+use std::fmt;
+
+use cocoon_evidence::{Digest48, Role};
+use dcap_qvl::TcbStatus;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::root::{Root, RootError};
+
+/// The version of the format that this crate reads and writes.
+pub const POLICY_VERSION: u32 = 1;
+
+/// A longer policy is refused before it is parsed: it comes from a file that somebody may have swapped.
+pub const POLICY_BYTES_MAX: usize = 64 * 1024;
+
+/// Why a text is not a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Over [`POLICY_BYTES_MAX`].
+    #[error("the policy has {bytes} bytes, at most {POLICY_BYTES_MAX} are allowed")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not TOML, a missing rule or an unknown key.
+    #[error("the policy is not well formed")]
+    Malformed(#[source] toml::de::Error),
+    /// Written by a later Cocoon, or not a policy at all.
+    #[error("the policy has version {0}, this program reads version {POLICY_VERSION}")]
+    Version(u32),
+    /// A list of alternatives without one.
+    #[error("{0} is empty: state at least one accepted value")]
+    Empty(&'static str),
+    /// A status that can never be accepted.
+    #[error("tcb.accepted names {0}, which is never accepted")]
+    Status(TcbStatusName),
+    /// The root certificate.
+    #[error("the policy's platform root is not usable")]
+    Root(#[from] RootError),
+}
+
+/// The rules as they stand in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyTerms {
+    /// [`POLICY_VERSION`].
+    pub version: u32,
+    /// Grows with every policy that replaces another.
+    pub number: u64,
+    /// Not accepted from then on; seconds since 1970.
+    pub expires_s: u64,
+    /// What the guest is for.
+    pub role: PolicyRole,
+    /// Who vouches for the evidence.
+    pub platform: PlatformTerms,
+    /// The measured values.
+    pub registers: RegisterTerms,
+    /// How the TD was configured.
+    pub td: TdTerms,
+    /// How current the platform must be.
+    pub tcb: TcbTerms,
+    /// The events of RTMR3.
+    pub events: EventTerms,
+}
+
+/// `role`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyRole {
+    /// [`Role::Inference`].
+    Inference,
+}
+
+impl From<PolicyRole> for Role {
+    fn from(role: PolicyRole) -> Self {
+        match role {
+            PolicyRole::Inference => Self::Inference,
+        }
+    }
+}
+
+/// `platform.kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlatformKind {
+    /// Intel TDX.
+    Tdx,
+}
+
+/// `[platform]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlatformTerms {
+    /// Which hardware.
+    pub kind: PlatformKind,
+    /// Whether `root_pem` is a simulator's root. Must be stated either way.
+    pub simulated: bool,
+    /// The root certificate: [`crate::INTEL_SGX_ROOT_CA_PEM`], or that of one simulated platform.
+    pub root_pem: String,
+}
+
+/// `[registers]`: for each the accepted values, at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterTerms {
+    /// Firmware, as it was loaded.
+    pub mrtd: Vec<Digest48>,
+    /// Firmware configuration and virtual hardware.
+    pub rtmr0: Vec<Digest48>,
+    /// What the firmware started: the kernel.
+    pub rtmr1: Vec<Digest48>,
+    /// What the kernel was told: the command line.
+    pub rtmr2: Vec<Digest48>,
+    /// MRCONFIGID, set by the host when it makes the TD.
+    pub mr_config_id: Vec<Digest48>,
+    /// MROWNER, likewise.
+    pub mr_owner: Vec<Digest48>,
+    /// MROWNERCONFIG, likewise.
+    pub mr_owner_config: Vec<Digest48>,
+}
+
+/// `[td]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TdTerms {
+    /// TD attributes, exactly: debug, migration and unknown bits are refused unless they are stated here, and
+    /// the quote verifier refuses most of them even then.
+    pub attributes: Bits64,
+    /// Extended features that the TD may use, exactly.
+    pub xfam: Bits64,
+}
+
+/// `[tcb]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcbTerms {
+    /// Accepted statuses of platform, TDX module and quoting enclave together, by Intel's names; usually
+    /// `["UpToDate"]`.
+    pub accepted: Vec<TcbStatusName>,
+    /// `tcbEvaluationDataNumber` of TCB info and QE identity must be at least this.
+    pub evaluation_number_min: u32,
+}
+
+/// `[events]`: what RTMR3 must record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventTerms {
+    /// SHA-384 of the accepted launch documents, at least one.
+    pub launch_document: Vec<Digest48>,
+    /// SHA-384 of the accepted payloads of the model event, at least one.
+    pub model: Vec<Digest48>,
+    /// The key is new at every boot.
+    pub usage_key: UsageKeyRule,
+    /// What the guest measured of its GPUs.
+    pub gpu_evidence: GpuEvidenceRule,
+    /// The last event.
+    pub ready: ReadyRule,
+}
+
+/// `events.usage_key`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UsageKeyRule {
+    /// An Ed25519 key (32 bytes) that the log in the bundle holds; RTMR3 and the report data bind that log.
+    Bound,
+}
+
+/// `events.gpu_evidence`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GpuEvidenceRule {
+    /// A machine without GPU: empty payload, no evidence in the bundle.
+    None,
+    /// The payload is the digest of the GPU evidence in the bundle, of which there must be some. Says that the
+    /// guest measured it, not that a GPU vendor's certificate chain was verified.
+    Bundle,
+}
+
+/// `events.ready`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadyRule {
+    /// The event is there with an empty payload, and nothing follows it.
+    Empty,
+}
+
+/// Sixty-four bits, as `0x` and 16 hexadecimal digits: the number that the eight bytes in a TD report form in
+/// little-endian order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Bits64(pub u64);
+
+impl fmt::Display for Bits64 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}
+
+impl fmt::Debug for Bits64 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Bits64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bits64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.strip_prefix("0x")
+            .filter(|digits| digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!("{text:?} is not 0x and 16 hexadecimal digits")))
+    }
+}
+
+/// A TCB status by Intel's name (Intel PCS API, "TCB info", `tcbStatus`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TcbStatusName(pub(crate) TcbStatus);
+
+impl TcbStatusName {
+    /// Everything that Intel publishes is applied.
+    pub const UP_TO_DATE: Self = Self(TcbStatus::UpToDate);
+
+    /// Intel's name.
+    pub fn name(self) -> String {
+        self.0.to_string()
+    }
+}
+
+impl fmt::Display for TcbStatusName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A policy that is well formed: every rule is stated, no list is empty, and the root is what it is said to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    terms: PolicyTerms,
+    root: Root,
+}
+
+impl Policy {
+    /// Checks the rules.
+    ///
+    /// # Errors
+    /// Names the rule that cannot be used.
+    pub fn new(terms: PolicyTerms) -> Result<Self, PolicyError> {
+        if terms.version != POLICY_VERSION {
+            return Err(PolicyError::Version(terms.version));
+        }
+        if let Some(name) = empty_list(&terms) {
+            return Err(PolicyError::Empty(name));
+        }
+        if let Some(status) = terms
+            .tcb
+            .accepted
+            .iter()
+            .find(|status| status.0 == TcbStatus::Revoked)
+        {
+            return Err(PolicyError::Status(*status));
+        }
+        let root = Root::parse(&terms.platform.root_pem, terms.platform.simulated)?;
+        Ok(Self { terms, root })
+    }
+
+    /// Reads a policy file.
+    ///
+    /// # Errors
+    /// The text is too long, not TOML, misses a rule, has an unknown key, or a rule cannot be used.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        if text.len() > POLICY_BYTES_MAX {
+            return Err(PolicyError::TooLarge { bytes: text.len() });
+        }
+        Self::new(toml::from_str(text).map_err(PolicyError::Malformed)?)
+    }
+
+    /// The file that [`Self::parse`] reads.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(&self.terms).expect("the terms hold only tables, strings and numbers in range")
+    }
+
+    /// The rules.
+    pub fn terms(&self) -> &PolicyTerms {
+        &self.terms
+    }
+
+    /// What the guest is for; enters the report data.
+    pub fn role(&self) -> Role {
+        self.terms.role.into()
+    }
+
+    /// Whether guests under this policy are simulated: to be shown everywhere.
+    pub fn is_simulated(&self) -> bool {
+        self.root.is_simulated()
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+}
+
+fn empty_list(terms: &PolicyTerms) -> Option<&'static str> {
+    let registers = &terms.registers;
+    [
+        ("registers.mrtd", registers.mrtd.is_empty()),
+        ("registers.rtmr0", registers.rtmr0.is_empty()),
+        ("registers.rtmr1", registers.rtmr1.is_empty()),
+        ("registers.rtmr2", registers.rtmr2.is_empty()),
+        ("registers.mr_config_id", registers.mr_config_id.is_empty()),
+        ("registers.mr_owner", registers.mr_owner.is_empty()),
+        ("registers.mr_owner_config", registers.mr_owner_config.is_empty()),
+        ("tcb.accepted", terms.tcb.accepted.is_empty()),
+        ("events.launch_document", terms.events.launch_document.is_empty()),
+        ("events.model", terms.events.model.is_empty()),
+    ]
+    .into_iter()
+    .find_map(|(name, empty)| empty.then_some(name))
+}
