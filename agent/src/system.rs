@@ -1,0 +1,85 @@
+//! What PID 1 owes the kernel: file systems, disk settings, and an end.
+
+use std::{fs, io, path::Path, time::Duration};
+
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    sys::reboot::{RebootMode, reboot},
+    time::{ClockId, clock_gettime},
+};
+
+/// Scratch space in memory; nothing in the guest is meant to write more.
+const TMPFS_OPTIONS: &str = "mode=1777,size=16m";
+
+/// The root's and the model's disks are read in small random pieces while libraries are linked; more
+/// read-ahead than this reads, and verifies, 2.5 times the bytes.
+const READ_AHEAD_KB: &str = "128";
+
+/// A step of the early boot that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("mounting {target} failed")]
+pub struct MountError {
+    target: &'static str,
+    #[source]
+    source: Errno,
+}
+
+/// Mounts the kernel's file systems. The mount points exist in the read-only root.
+///
+/// # Errors
+/// Names the mount point.
+pub fn mount_all() -> Result<(), MountError> {
+    let (nosuid, nodev, noexec) = (MsFlags::MS_NOSUID, MsFlags::MS_NODEV, MsFlags::MS_NOEXEC);
+    let locked = nosuid | nodev | noexec;
+    mount_one("proc", "/proc", locked, "hidepid=2")?;
+    mount_one("sysfs", "/sys", locked, "")?;
+    mount_one("devtmpfs", "/dev", nosuid | noexec, "")?;
+    mount_one("tmpfs", "/run", locked, "mode=0755,size=16m")?;
+    mount_one("tmpfs", "/tmp", locked, TMPFS_OPTIONS)?;
+    if Path::new("/sys/kernel/config").exists() {
+        mount_one("configfs", "/sys/kernel/config", locked, "")?;
+    }
+    Ok(())
+}
+
+fn mount_one(
+    kind: &'static str,
+    target: &'static str,
+    flags: MsFlags,
+    options: &str,
+) -> Result<(), MountError> {
+    match mount(Some(kind), target, Some(kind), flags, Some(options)) {
+        // The kernel may have mounted devtmpfs itself.
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(source) => Err(MountError { target, source }),
+    }
+}
+
+/// Sets the read-ahead of the disks under the root and the model. Only speed depends on it.
+pub fn limit_read_ahead(sys_block: &Path) {
+    for device in ["dm-0", "vda", "vdb"] {
+        let _ = fs::write(sys_block.join(device).join("queue/read_ahead_kb"), READ_AHEAD_KB);
+    }
+}
+
+/// Mounts a read-only EROFS volume from which nothing can be executed.
+///
+/// # Errors
+/// The kernel's, as is.
+pub fn mount_model(device: &Path, target: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(device), target, Some("erofs"), flags, None::<&str>).map_err(io::Error::from)
+}
+
+/// Time since the kernel started.
+pub fn uptime() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Ends the guest. There is nothing to write back: every file system is read-only or in memory.
+pub fn power_off() -> ! {
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    // Not permitted, or not PID 1: then at least this process ends, which as PID 1 panics the kernel.
+    std::process::exit(1)
+}
