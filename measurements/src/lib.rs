@@ -1,10 +1,29 @@
 //! Predicts what a launch must measure to.
+//!
+//! The auditor's side: a [`Manifest`] says what the image consists of, a [`LaunchSpec`] which machine boots it,
+//! [`measure`] computes the registers event by event, and [`build_policy`] turns them into the policy that a
+//! client verifies against. On the simulated platform the launcher calls the same [`measure`] over the bytes it
+//! gives to QEMU.
+//!
+//! Nothing here is trusted by being read: manifests, firmware and kernels may come from anybody, are bounded,
+//! and are compared by hash. The library does no I/O except loading manifests, specs and artifacts.
 
+mod authenticode;
 mod manifest;
+mod measure;
+mod policy;
 mod spec;
+mod tdvf;
 
+pub use authenticode::{KERNEL_BYTES_MAX, KernelError};
 pub use manifest::{
     Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, FileEntry, FileMode, ImageProfile, MANIFEST_BYTES_MAX,
     Manifest, ManifestError, VerityTree,
 };
+pub use measure::{FirmwareLayout, LaunchInputs, MeasureError, PredictedEvent, Prediction, measure};
+pub use policy::{
+    BuildPolicyError, LAUNCH_DOCUMENT_BYTES_MAX, MODEL_DEVICE, PolicyInputs, SIMULATED_TD_ATTRIBUTES,
+    SIMULATED_XFAM, build_policy, model_event,
+};
 pub use spec::{LaunchPlatform, LaunchSpec, MachineProfile, MemoryMib, RangeError, SpecError, Vcpus};
+pub use tdvf::{FIRMWARE_BYTES_MAX, FirmwareError};

@@ -20,6 +20,10 @@ pub const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// A longer kernel command line is refused by Linux on x86 (COMMAND_LINE_SIZE, with its NUL).
 pub const COMMAND_LINE_BYTES_MAX: usize = 2047;
 
+/// A longer artifact is not read into memory; firmware and kernel are shorter, the root file system is hashed
+/// in pieces.
+const ARTIFACT_READ_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
 const VERSION: u32 = 1;
 
 /// `manifest.json` of one image.
@@ -315,7 +319,7 @@ impl Artifact {
         };
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(read)?;
-        file.take(self.bytes.saturating_add(1))
+        file.take(self.bytes.min(ARTIFACT_READ_BYTES_MAX) + 1)
             .read_to_end(&mut bytes)
             .map_err(read)?;
         self.compare(name, path, bytes.len() as u64, Digest32::of(&bytes))?;
@@ -360,4 +364,127 @@ fn hash_file(path: &Path) -> io::Result<(u64, Digest32)> {
     let mut hash = Sha256::new();
     let bytes = io::copy(&mut file, &mut hash)?;
     Ok((bytes, Digest32(hash.finalize().into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let root_hash = Digest32::of(b"root");
+        let artifact = |file: &str| Artifact {
+            file: file.into(),
+            bytes: 5,
+            sha256: Digest32::of(b"bytes"),
+        };
+        Manifest {
+            version: 1,
+            profile: ImageProfile::Dev,
+            command_line: format!("ro dm-mod.create=\"root,,,ro,0 8 verity {root_hash}\""),
+            artifacts: Artifacts {
+                firmware: artifact("firmware.fd"),
+                kernel: artifact("kernel"),
+                root: artifact("root.img"),
+            },
+            root_verity: VerityTree {
+                data_blocks: 1,
+                salt: Digest32::ZERO,
+                root_hash,
+            },
+            inputs: BTreeMap::from([("linux-source".into(), Digest32::of(b"linux"))]),
+            input_digest: Digest32::of(b"inputs"),
+            files: vec![FileEntry {
+                path: "/sbin/init".into(),
+                mode: FileMode(0o100755),
+                bytes: 1,
+                sha256: Digest32::of(b"i"),
+                source: "cocoon-agent".into(),
+            }],
+        }
+    }
+
+    fn load(text: &str) -> Result<Manifest, ManifestError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("manifest.json");
+        std::fs::write(&path, text).unwrap();
+        Manifest::load(&path)
+    }
+
+    #[test]
+    fn round_trips_with_readable_modes() {
+        let text = serde_json::to_string(&manifest()).unwrap();
+        assert!(text.contains(r#""mode":"100755""#));
+        assert_eq!(load(&text).unwrap(), manifest());
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let check = |change: fn(&mut Manifest), says: &str| {
+            let mut manifest = manifest();
+            change(&mut manifest);
+            let error = load(&serde_json::to_string(&manifest).unwrap()).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        };
+        check(|m| m.version = 2, "version is 2");
+        check(
+            |m| m.command_line = "ro".into(),
+            "does not contain root_verity.root_hash",
+        );
+        check(|m| m.command_line.push('\n'), "printable ASCII");
+        check(|m| m.command_line = "x".repeat(2048), "at most 2047 bytes");
+    }
+
+    #[test]
+    fn an_artifact_outside_the_folder_is_refused() {
+        for file in ["/etc/passwd", "../kernel", "..", "", "sub/kernel", ".hidden"] {
+            let mut manifest = manifest();
+            manifest.artifacts.kernel.file = file.into();
+            assert!(
+                matches!(
+                    manifest.check(),
+                    Err(ManifestError::Value { field: "kernel", .. })
+                ),
+                "{file:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_keys_bad_modes_and_giants_are_refused() {
+        let text = serde_json::to_string(&manifest()).unwrap();
+        let unknown = text.replacen('{', r#"{"extra":1,"#, 1);
+        for text in [
+            unknown,
+            text.replace("100755", "0755"),
+            text.replace("100755", "+00755"),
+        ] {
+            assert!(
+                matches!(load(&text), Err(ManifestError::Malformed { .. })),
+                "{text}"
+            );
+        }
+        let giant = " ".repeat(MANIFEST_BYTES_MAX as usize + 1);
+        assert!(matches!(load(&giant), Err(ManifestError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn another_artifact_is_told_with_both_hashes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        let kernel = manifest().artifacts.kernel;
+        std::fs::write(&path, "bytes").unwrap();
+        assert_eq!(kernel.read("kernel", &path).unwrap(), b"bytes");
+        assert_eq!(Artifact::of_file(&path).unwrap(), kernel);
+        for tampered in ["bytez", "bytes and more", ""] {
+            std::fs::write(&path, tampered).unwrap();
+            for error in [
+                kernel.read("kernel", &path).unwrap_err(),
+                kernel.verify("kernel", &path).unwrap_err(),
+            ] {
+                let text = error.to_string();
+                assert!(text.contains("is not the kernel of the manifest"), "{text}");
+                assert!(text.contains(&kernel.sha256.to_string()), "{text}");
+            }
+        }
+    }
 }

@@ -1,0 +1,169 @@
+//! From a prediction and a launch document to the policy that accepts exactly this guest.
+
+use cocoon_evidence::Digest48;
+use cocoon_verify::{
+    Bits64, EventTerms, GpuEvidenceRule, POLICY_VERSION, PlatformKind, PlatformTerms, Policy, PolicyError,
+    PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms, UsageKeyRule,
+};
+use serde::Deserialize;
+
+use crate::{LaunchPlatform, Prediction, VerityTree};
+
+/// The agent refuses longer launch documents.
+pub const LAUNCH_DOCUMENT_BYTES_MAX: usize = 8 * 1024;
+
+/// TD attributes of a simulated TD: SEPT_VE_DISABLE (bit 28), without which the host could inject exceptions.
+pub const SIMULATED_TD_ATTRIBUTES: u64 = 0x1000_0000;
+
+/// Extended features of a simulated TD: x87, SSE, AVX, AVX-512 (bits 0-2, 5-7), PKRU (9), AMX (17, 18).
+pub const SIMULATED_XFAM: u64 = 0x6_02e7;
+
+/// The device that the model volume is in the guest.
+pub const MODEL_DEVICE: &str = "/dev/vdb";
+
+/// What a policy is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct PolicyInputs<'a> {
+    /// MRTD and RTMR0 to RTMR2.
+    pub prediction: &'a Prediction,
+    /// Who measures.
+    pub platform: LaunchPlatform,
+    /// The launch document's bytes, as the host will send them.
+    pub launch_document: &'a [u8],
+    /// The certificate at which the quote's chain must end, PEM.
+    pub root_pem: &'a str,
+    /// Grows with every policy that replaces another.
+    pub number: u64,
+    /// Not accepted from then on; seconds since 1970.
+    pub expires_s: u64,
+    /// The least `tcbEvaluationDataNumber` of the endorsements.
+    pub tcb_evaluation_number_min: u32,
+}
+
+/// Why there is no policy.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildPolicyError {
+    /// Over [`LAUNCH_DOCUMENT_BYTES_MAX`].
+    #[error("the launch document has {bytes} bytes; agents refuse more than {LAUNCH_DOCUMENT_BYTES_MAX}")]
+    DocumentTooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// It does not name a model volume, so the model event is not known.
+    #[error("the launch document has no usable model.verity")]
+    Document(#[source] serde_json::Error),
+    /// There is no platform whose TD configuration this version knows.
+    #[error("a policy for platform = \"tdx\" cannot be made yet: its registers are not predicted")]
+    Platform,
+    /// The parts do not make a policy.
+    #[error("the policy would not be usable")]
+    Policy(#[from] PolicyError),
+}
+
+/// Makes the policy: exact values for registers, TD attributes, launch document and model; a usage key that the
+/// evidence binds; no GPU; TCB status UpToDate.
+///
+/// # Errors
+/// See [`BuildPolicyError`].
+pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError> {
+    let LaunchPlatform::Simulated = inputs.platform else {
+        return Err(BuildPolicyError::Platform);
+    };
+    let model = model_event(inputs.launch_document)?;
+    let prediction = inputs.prediction;
+    let unset = || vec![Digest48::ZERO];
+    Ok(Policy::new(PolicyTerms {
+        version: POLICY_VERSION,
+        number: inputs.number,
+        expires_s: inputs.expires_s,
+        role: PolicyRole::Inference,
+        platform: PlatformTerms {
+            kind: PlatformKind::Tdx,
+            simulated: true,
+            root_pem: inputs.root_pem.to_owned(),
+        },
+        registers: RegisterTerms {
+            mrtd: vec![prediction.mrtd],
+            rtmr0: vec![prediction.rtmr0],
+            rtmr1: vec![prediction.rtmr1],
+            rtmr2: vec![prediction.rtmr2],
+            mr_config_id: unset(),
+            mr_owner: unset(),
+            mr_owner_config: unset(),
+        },
+        td: TdTerms {
+            attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
+            xfam: Bits64(SIMULATED_XFAM),
+        },
+        tcb: TcbTerms {
+            accepted: vec![TcbStatusName::UP_TO_DATE],
+            evaluation_number_min: inputs.tcb_evaluation_number_min,
+        },
+        events: EventTerms {
+            launch_document: vec![Digest48::of(inputs.launch_document)],
+            model: vec![Digest48::of(model.as_bytes())],
+            usage_key: UsageKeyRule::Bound,
+            gpu_evidence: GpuEvidenceRule::None,
+            ready: ReadyRule::Empty,
+        },
+    })?)
+}
+
+/// The payload of the model event: the device-mapper table that the agent gives the kernel.
+///
+/// # Errors
+/// The document is too long or names no model volume.
+pub fn model_event(launch_document: &[u8]) -> Result<String, BuildPolicyError> {
+    /// The one part that decides the event; the agent checks the rest.
+    #[derive(Deserialize)]
+    struct Document {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        verity: VerityTree,
+    }
+    if launch_document.len() > LAUNCH_DOCUMENT_BYTES_MAX {
+        return Err(BuildPolicyError::DocumentTooLarge {
+            bytes: launch_document.len(),
+        });
+    }
+    let document: Document = serde_json::from_slice(launch_document).map_err(BuildPolicyError::Document)?;
+    Ok(document.model.verity.table(MODEL_DEVICE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_event_is_the_device_mapper_table() {
+        let (root, salt) = ("ab".repeat(32), "cd".repeat(32));
+        let document = format!(
+            r#"{{"version":1,"model":{{"name":"m","verity":{{"data_blocks":7,"salt":"{salt}","root_hash":"{root}"}}}}}}"#
+        );
+        assert_eq!(
+            model_event(document.as_bytes()).unwrap(),
+            format!("1 /dev/vdb /dev/vdb 4096 4096 7 7 sha256 {root} {salt}")
+        );
+    }
+
+    #[test]
+    fn a_document_without_a_model_volume_is_refused() {
+        for document in [
+            "",
+            "{}",
+            r#"{"model":{}}"#,
+            r#"{"model":{"verity":{"data_blocks":-1,"salt":"","root_hash":""}}}"#,
+        ] {
+            assert!(matches!(
+                model_event(document.as_bytes()),
+                Err(BuildPolicyError::Document(_))
+            ));
+        }
+        assert!(matches!(
+            model_event(&vec![b' '; LAUNCH_DOCUMENT_BYTES_MAX + 1]),
+            Err(BuildPolicyError::DocumentTooLarge { .. })
+        ));
+    }
+}
