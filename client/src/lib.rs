@@ -1,1 +1,37 @@
-//! Verifies a guest, then talks to it.
+//! Talks to a Cocoon guest, but only after it proved what it is.
+//!
+//! [`connect`] dials, finishes a TLS handshake that proves nothing but possession of a key, then asks for
+//! evidence and judges it twice: what the certificate carries, and what the guest signs afresh for this
+//! connection. Only then is there a [`Session`], and only a session can carry a grant ([`Session::open`]) and a
+//! prompt ([`PaidSession::chat`]): the order is in the types, not in the caller's care.
+//!
+//! What it trusts: the policy, this machine's clock, and the deposit contract's code that is compiled in.
+//! Everything that arrives over the network is bounded, has a deadline and may be hostile.
+
+mod api;
+mod certificate;
+mod connect;
+mod endpoint;
+mod exchange;
+mod exit;
+mod pay;
+mod plain;
+mod receipt;
+mod session;
+mod stream;
+mod table;
+mod transport;
+mod wallet;
+
+pub use certificate::{CLOCK_SKEW_S, CertificateFault, Leaf, VALIDITY_S_MAX};
+pub use connect::{ConnectError, Verification, connect};
+pub use endpoint::{Endpoint, ParseEndpointError};
+pub use exchange::{ExchangeError, Step};
+pub use exit::Exit;
+pub use pay::{GRANT_LIFETIME_S, PayError, Purse, need_nano};
+pub use plain::plain;
+pub use receipt::{Expected, ReceiptFault, check as check_receipt};
+pub use session::{Answer, BoundGrant, ChatError, ChatOptions, PaidSession, Session, Standing};
+pub use table::{Style, refusal_lines, render};
+pub use transport::Deadlines;
+pub use wallet::{Wallet, WalletError};

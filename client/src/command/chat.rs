@@ -1,0 +1,183 @@
+//! `cocoon chat`.
+
+use std::{
+    fs,
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::{Context as _, anyhow};
+use cocoon::{Answer, ChatOptions, Exit, PaidSession, Purse, Session, Wallet, need_nano};
+use serde_json::{Value, json};
+
+use super::{Failure, ton, verify};
+use crate::cli::ChatArgs;
+
+/// Milliseconds of each stage.
+#[derive(Debug, Clone, Copy)]
+struct Timings {
+    verify_ms: u128,
+    pay_ms: u128,
+}
+
+pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
+    let policy = super::load_policy(&args.target.policy)?;
+    let config = super::load_ton_config(&args.ton_config)?;
+
+    let started = Instant::now();
+    let session = match verify::connect(&args.target, &policy).await {
+        Ok(session) => session,
+        Err(error) => return Err(refuse(args, error)),
+    };
+    let verify_ms = started.elapsed().as_millis();
+    if session.guest().is_simulated() {
+        eprintln!(
+            "SIMULATED platform: the guest meets the policy, but whoever runs the host can read this conversation."
+        );
+    }
+    let verification = verify::as_json(session.verification(), None);
+
+    let options = options(args, &session)?;
+    let need_nano = need_nano(session.launch(), options.output_tokens_max).map_err(Failure::of)?;
+    Purse::check_terms(&session).map_err(Failure::of)?;
+    let started = Instant::now();
+    let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
+    let network = session.launch().settlement.network;
+    let purse = Purse::open(wallet, &config, network).await.map_err(Failure::of)?;
+    let paid = purse.pay(session, need_nano, args.max_ton, crate::now_s()).await;
+    let mut paid = paid.map_err(Failure::of)?;
+    let timings = Timings {
+        verify_ms,
+        pay_ms: started.elapsed().as_millis(),
+    };
+
+    let mut printer = Printer::new(!args.json);
+    let asked = paid.chat(&args.prompt, options, |text| printer.print(text)).await;
+    printer.end();
+    let answer = asked.map_err(Failure::of)?;
+    if let Some(path) = &args.receipt_out {
+        write_receipt(path, &answer)?;
+    }
+    if args.json {
+        super::print_json(&as_json(verification, &answer, &paid, timings));
+    } else {
+        print_receipt(&answer, &paid, timings);
+    }
+    Ok(())
+}
+
+fn refuse(args: &ChatArgs, error: cocoon::ConnectError) -> Failure {
+    if let Some(verification) = verify::judged(&error) {
+        if args.json {
+            super::print_json(&json!({"verification": verify::as_json(verification, Some(&error))}));
+        } else {
+            verify::print_table(&mut io::stderr(), io::stderr().is_terminal(), verification, false);
+        }
+    }
+    verify::explain(&error);
+    Failure::of(error)
+}
+
+fn options(args: &ChatArgs, session: &Session) -> Result<ChatOptions, Failure> {
+    let limit = session.launch().limits.output_tokens_max;
+    let wanted = args.max_tokens.unwrap_or(limit);
+    if wanted > limit {
+        return Err(Failure::usage(anyhow!(
+            "--max-tokens is {wanted}, this node generates at most {limit} tokens: ask for fewer"
+        )));
+    }
+    Ok(ChatOptions {
+        output_tokens_max: wanted,
+        temperature: args.temperature,
+    })
+}
+
+/// Prints an answer while it comes.
+struct Printer {
+    active: bool,
+    terminal: bool,
+    at_line_start: bool,
+}
+
+impl Printer {
+    fn new(active: bool) -> Self {
+        Self {
+            active,
+            terminal: io::stdout().is_terminal(),
+            at_line_start: true,
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        if !self.active || text.is_empty() {
+            return;
+        }
+        self.at_line_start = text.ends_with('\n');
+        let mut out = io::stdout();
+        // A file gets the answer as it is; a terminal must not act upon what a model says.
+        let written = if self.terminal {
+            out.write_all(cocoon::plain(text, usize::MAX).as_bytes())
+        } else {
+            out.write_all(text.as_bytes())
+        };
+        // A reader that went away does not stop the request: its receipt is still to be checked.
+        self.active = written.and_then(|()| out.flush()).is_ok();
+    }
+
+    fn end(&mut self) {
+        if !self.at_line_start {
+            self.print("\n");
+        }
+    }
+}
+
+fn write_receipt(path: &Path, answer: &Answer) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string_pretty(&answer.receipt).expect("a receipt holds nothing that JSON cannot");
+    fs::write(path, text + "\n")
+        .with_context(|| format!("the receipt is good, but {} cannot be written", path.display()))
+        .map_err(Failure::usage)
+}
+
+fn print_receipt(answer: &Answer, paid: &PaidSession, timings: Timings) {
+    let receipt = &answer.receipt.receipt;
+    let standing = paid.standing();
+    eprintln!(
+        "receipt {}: signature, request, answer and amount are right\n  tokens    {} in, {} out ({})\n  amount    \
+         {}\n  grant     {}: {} of {} served\n  time      verified in {} ms, paid in {} ms, first text after {} \
+         ms, answer after {} ms",
+        cocoon::plain(&receipt.request_id, 80),
+        receipt.tokens.input,
+        receipt.tokens.output,
+        cocoon::plain(&receipt.finish_reason, 20),
+        ton(answer.amount_nano),
+        receipt.grant,
+        ton(standing.served_nano),
+        ton(standing.credit_nano),
+        timings.verify_ms,
+        timings.pay_ms,
+        answer.first_text.as_millis(),
+        answer.total.as_millis(),
+    );
+}
+
+fn as_json(verification: Value, answer: &Answer, paid: &PaidSession, timings: Timings) -> Value {
+    json!({
+        "verification": verification,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "receipt": answer.receipt,
+        "content_key": answer.content_key,
+        "tokens": answer.receipt.receipt.tokens,
+        "amount_nano": answer.amount_nano,
+        "grant": paid.standing(),
+        "timings_ms": {
+            "verify": timings.verify_ms as u64,
+            "pay": timings.pay_ms as u64,
+            "first_text": answer.first_text.as_millis() as u64,
+            "answer": answer.total.as_millis() as u64,
+        },
+        "exit_code": Exit::Ok as u8,
+    })
+}

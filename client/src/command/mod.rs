@@ -1,0 +1,95 @@
+//! What each subcommand does.
+
+mod chat;
+mod deposit;
+mod verify;
+mod wallet;
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use anyhow::Context as _;
+use cocoon::Exit;
+use cocoon_settlement::GlobalConfig;
+use cocoon_verify::{POLICY_BYTES_MAX, Policy};
+
+use crate::cli::{Command, DepositCommand};
+
+/// An error and the exit code that it ends with.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    pub(crate) error: anyhow::Error,
+}
+
+impl Failure {
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit: Exit::Usage,
+            error: error.into(),
+        }
+    }
+
+    /// For errors whose exit code follows from their kind.
+    fn of<E>(error: E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+        Exit: for<'a> From<&'a E>,
+    {
+        Self {
+            exit: Exit::from(&error),
+            error: error.into(),
+        }
+    }
+}
+
+pub(crate) async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Verify(args) => verify::run(&args).await,
+        Command::Chat(args) => chat::run(&args).await,
+        Command::Wallet(command) => wallet::run(&command),
+        Command::Deposit(DepositCommand::Status(args)) => deposit::status(&args).await,
+        Command::Deposit(DepositCommand::Withdraw(args)) => deposit::withdraw(&args).await,
+    }
+}
+
+fn load_policy(path: &Path) -> Result<Policy, Failure> {
+    let attempt = || {
+        let mut text = String::new();
+        File::open(path)?
+            .take(POLICY_BYTES_MAX as u64 + 1)
+            .read_to_string(&mut text)?;
+        Ok::<_, io::Error>(text)
+    };
+    let text = attempt()
+        .with_context(|| format!("the policy {} cannot be read", path.display()))
+        .map_err(Failure::usage)?;
+    Policy::parse(&text)
+        .with_context(|| format!("the policy {} cannot be used", path.display()))
+        .map_err(Failure::usage)
+}
+
+fn load_ton_config(path: &Path) -> Result<GlobalConfig, Failure> {
+    GlobalConfig::load(path).map_err(Failure::usage)
+}
+
+static JSON_PRINTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether stdout has its one JSON object.
+pub(crate) fn json_printed() -> bool {
+    JSON_PRINTED.load(Ordering::Relaxed)
+}
+
+pub(crate) fn print_json(value: &serde_json::Value) {
+    JSON_PRINTED.store(true, Ordering::Relaxed);
+    // A closed pipe is the reader's choice, not a failure of what was done.
+    let _ = writeln!(io::stdout(), "{value:#}");
+}
+
+fn ton(nano: u64) -> String {
+    format!("{}.{:09} TON", nano / 1_000_000_000, nano % 1_000_000_000)
+}

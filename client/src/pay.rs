@@ -1,0 +1,313 @@
+//! From a verified session to a paid one: the deposit, a grant locked on chain, the grant shown to the guest.
+//!
+//! Needs a [`Session`], so that no grant is signed for a guest that was not verified. Prices, payout address,
+//! network and contract code are those of the launch document in the evidence; the contract code must also be
+//! the one that is compiled in here, because the owner's coins are only as safe as that code.
+
+use cocoon_evidence::Digest32;
+use cocoon_protocol::{
+    AccountAddress, ContractCode, Grant, LaunchDocument, NetworkId, SignedGrant, TokenCounts,
+};
+use cocoon_settlement::{
+    ChainClient, ChainError, DepositState, GlobalConfig, GrantState, RESERVE_NANO, SignedWithdrawal,
+    deposit_code, settle_minimum_nano,
+};
+
+use crate::{ExchangeError, PaidSession, Session, Wallet};
+
+/// How long a new grant may be drawn upon. What is not drawn can be withdrawn afterwards.
+pub const GRANT_LIFETIME_S: u32 = 24 * 3600;
+
+/// A grant that expires sooner is not used for another request.
+const GRANT_REST_S: u64 = 15 * 60;
+
+/// How many grants that are locked already are shown to the guest before a new one is locked.
+const GRANTS_TRIED_MAX: usize = 4;
+
+/// What locking a grant may cost in gas; a bit more stays in the deposit.
+const LOCK_GAS_NANO: u64 = 50_000_000;
+
+/// Why a session could not be paid for. No prompt was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum PayError {
+    /// The node wants to be paid through a contract that nobody here has read.
+    #[error(
+        "the node is paid through contract code {found:?}, this program knows {known:?}; use a node and a \
+         cocoon of matching versions"
+    )]
+    UnknownContract {
+        /// From the launch document.
+        found: ContractCode,
+        /// Compiled in.
+        known: ContractCode,
+    },
+    /// Real coins for a simulated guest.
+    #[error(
+        "the platform is SIMULATED, and the node wants coins on network {network}: a simulated guest is paid on \
+         the local chain only"
+    )]
+    SimulatedOnRealChain {
+        /// From the launch document.
+        network: i32,
+    },
+    /// The cap does not cover one request.
+    #[error(
+        "one request may cost {need_nano} nanoTON with its gas, --max-ton allows {cap_nano} nanoTON: raise \
+         --max-ton or lower --max-tokens"
+    )]
+    CapTooLow {
+        /// The worst case.
+        need_nano: u64,
+        /// As allowed.
+        cap_nano: u64,
+    },
+    /// Prices and limits multiply to more than there is.
+    #[error("the node's prices are beyond any amount of coins")]
+    Price,
+    /// The chain.
+    #[error("the chain could not be asked, or refused")]
+    Chain(#[source] ChainError),
+    /// The deposit is short, and this network has no faucet.
+    #[error(
+        "the deposit {deposit} has {free_nano} nanoTON free, {needed_nano} are needed: send it {} nanoTON and try \
+         again",
+        needed_nano - free_nano
+    )]
+    Funds {
+        /// The deposit's address.
+        deposit: AccountAddress,
+        /// What no grant reserves.
+        free_nano: u64,
+        /// Cap, reserve and gas.
+        needed_nano: u64,
+    },
+    /// The guest does not take the grant.
+    #[error("the node does not take the grant")]
+    Offer(#[source] ExchangeError),
+    /// The guest takes the grant, and serves less on it than one request may cost.
+    #[error(
+        "the node serves {left_nano} nanoTON more on the grant, one request may cost {need_nano} nanoTON; the \
+         node's launcher may lag behind the chain: try again"
+    )]
+    Credit {
+        /// As the node says.
+        left_nano: u64,
+        /// The worst case.
+        need_nano: u64,
+    },
+}
+
+impl From<ChainError> for PayError {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(error)
+    }
+}
+
+/// What one request may cost at most: the guest debits this before it admits the request.
+///
+/// # Errors
+/// The prices overflow.
+pub fn need_nano(launch: &LaunchDocument, output_tokens_max: u32) -> Result<u64, PayError> {
+    let worst = TokenCounts {
+        input: launch.limits.context_tokens_max.into(),
+        output: output_tokens_max.into(),
+    };
+    launch.prices.amount_nano(worst).ok_or(PayError::Price)
+}
+
+/// A wallet's deposit on one network.
+#[derive(Debug)]
+pub struct Purse {
+    wallet: Wallet,
+    chain: ChainClient,
+    network: NetworkId,
+    deposit: AccountAddress,
+}
+
+impl Purse {
+    /// Reaches the chain.
+    ///
+    /// # Errors
+    /// [`PayError::Chain`].
+    pub async fn open(wallet: Wallet, config: &GlobalConfig, network: NetworkId) -> Result<Self, PayError> {
+        let chain = ChainClient::connect(config, network).await?;
+        Ok(Self {
+            deposit: wallet.deposit(network),
+            wallet,
+            chain,
+            network,
+        })
+    }
+
+    /// Checks that this session's node can be paid at all, before a wallet is touched.
+    ///
+    /// # Errors
+    /// [`PayError::UnknownContract`], [`PayError::SimulatedOnRealChain`].
+    pub fn check_terms(session: &Session) -> Result<(), PayError> {
+        let settlement = &session.launch().settlement;
+        let (found, known) = (settlement.contract_code, deposit_code());
+        if found != known {
+            return Err(PayError::UnknownContract { found, known });
+        }
+        if session.guest().is_simulated() && settlement.network != NetworkId::LOCAL {
+            let network = settlement.network.0;
+            return Err(PayError::SimulatedOnRealChain { network });
+        }
+        Ok(())
+    }
+
+    /// The deposit's address.
+    pub fn deposit(&self) -> AccountAddress {
+        self.deposit
+    }
+
+    /// The deposit's state and balance, nanoTON. The state is `None` until its first grant is locked.
+    ///
+    /// # Errors
+    /// [`PayError::Chain`].
+    pub async fn state(&self) -> Result<(Option<DepositState>, u64), PayError> {
+        match self.chain.deposit(&self.deposit).await? {
+            Some(state) => {
+                let balance_nano = state.balance_nano;
+                Ok((Some(state), balance_nano))
+            }
+            None => Ok((None, self.chain.balance(&self.deposit).await?)),
+        }
+    }
+
+    /// Pays out what no grant reserves.
+    ///
+    /// # Errors
+    /// [`PayError::Chain`].
+    pub async fn withdraw(&self, order: &SignedWithdrawal) -> Result<DepositState, PayError> {
+        Ok(self.chain.withdraw(order).await?)
+    }
+
+    /// The key that signs for this deposit.
+    pub fn wallet(&self) -> &Wallet {
+        &self.wallet
+    }
+
+    /// Binds a grant with at least `need_nano` left to the session: one that is locked already, or a new one of
+    /// `cap_nano`, for which the deposit is funded from the faucet on the local chain.
+    ///
+    /// # Errors
+    /// See [`PayError`].
+    pub async fn pay(
+        &self,
+        mut session: Session,
+        need_nano: u64,
+        cap_nano: u64,
+        now_s: u64,
+    ) -> Result<PaidSession, PayError> {
+        Self::check_terms(&session)?;
+        let (state, balance_nano) = self.state().await?;
+        let open = state
+            .as_ref()
+            .map(|state| self.reusable(state, &session, need_nano, now_s));
+        for grant in open.unwrap_or_default() {
+            let signed = grant.sign(self.wallet.key());
+            // A grant that the guest does not take is no failure yet: a new one may do.
+            match session.offer(&signed, self.wallet.key()).await {
+                Ok(bound) if bound.standing().left_nano() >= need_nano => return Ok(session.open(bound)),
+                Ok(_) | Err(ExchangeError::Status { .. }) => {}
+                Err(error) => return Err(PayError::Offer(error)),
+            }
+        }
+        let with_gas = need_nano.saturating_add(settle_minimum_nano());
+        if cap_nano < with_gas {
+            return Err(PayError::CapTooLow {
+                need_nano: with_gas,
+                cap_nano,
+            });
+        }
+        let reserved_nano = state.map_or(0, |state| state.reserved_nano);
+        self.fund(balance_nano.saturating_sub(reserved_nano), cap_nano)
+            .await?;
+        let signed = self.new_grant(&session, cap_nano, now_s).sign(self.wallet.key());
+        self.chain.lock_grant(&signed).await?;
+        self.offer_new(session, &signed, need_nano).await
+    }
+
+    async fn offer_new(
+        &self,
+        mut session: Session,
+        signed: &SignedGrant,
+        need_nano: u64,
+    ) -> Result<PaidSession, PayError> {
+        let offered = session.offer(signed, self.wallet.key()).await;
+        let bound = offered.map_err(PayError::Offer)?;
+        let left_nano = bound.standing().left_nano();
+        if left_nano < need_nano {
+            return Err(PayError::Credit { left_nano, need_nano });
+        }
+        Ok(session.open(bound))
+    }
+
+    async fn fund(&self, free_nano: u64, cap_nano: u64) -> Result<(), PayError> {
+        let needed_nano = cap_nano
+            .saturating_add(RESERVE_NANO)
+            .saturating_add(LOCK_GAS_NANO);
+        if free_nano >= needed_nano {
+            return Ok(());
+        }
+        if self.network != NetworkId::LOCAL {
+            return Err(PayError::Funds {
+                deposit: self.deposit,
+                free_nano,
+                needed_nano,
+            });
+        }
+        let nano = needed_nano - free_nano;
+        tracing::info!(nano, deposit = %self.deposit, "asking the local chain's faucet");
+        self.chain.request_faucet(&self.deposit, nano).await?;
+        Ok(())
+    }
+
+    fn new_grant(&self, session: &Session, cap_nano: u64, now_s: u64) -> Grant {
+        let launch = session.launch();
+        let expires_s = now_s.saturating_add(GRANT_LIFETIME_S.into());
+        Grant {
+            network: self.network,
+            contract: self.deposit,
+            agent_key: *session.guest().usage_key(),
+            payout_address: launch.settlement.payout_address,
+            prices: launch.prices,
+            cap_nano,
+            expires_s: u32::try_from(expires_s).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Locked grants for this very guest with enough left, the fullest first.
+    fn reusable(&self, state: &DepositState, session: &Session, need_nano: u64, now_s: u64) -> Vec<Grant> {
+        let mut found: Vec<_> = state
+            .grants
+            .iter()
+            .filter(|(_, grant)| left_nano(grant) >= need_nano)
+            .filter(|(_, grant)| u64::from(grant.expires_s) > now_s.saturating_add(GRANT_REST_S))
+            .filter_map(|(id, grant)| {
+                let rebuilt = Grant {
+                    cap_nano: grant.cap_nano,
+                    expires_s: grant.expires_s,
+                    ..self.new_grant(session, 0, 0)
+                };
+                // The id covers every field: a grant for another guest, or at other prices, has another one.
+                is_same(id, &rebuilt).then_some((left_nano(grant), rebuilt))
+            })
+            .collect();
+        found.sort_by_key(|(left, _)| std::cmp::Reverse(*left));
+        found
+            .into_iter()
+            .take(GRANTS_TRIED_MAX)
+            .map(|(_, grant)| grant)
+            .collect()
+    }
+}
+
+fn is_same(id: &Digest32, grant: &Grant) -> bool {
+    grant.id() == *id
+}
+
+fn left_nano(grant: &GrantState) -> u64 {
+    grant.cap_nano.saturating_sub(grant.paid_nano)
+}

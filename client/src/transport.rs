@@ -1,0 +1,179 @@
+//! TCP and TLS 1.3 to a guest, and HTTP/1.1 inside. A [`Connection`] is encrypted to *somebody*; who that is
+//! [`crate::connect`] finds out.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cocoon_evidence::{FreshBinding, NONCE_BYTES};
+use cocoon_protocol::SessionProof;
+use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig,
+    client::Resumption,
+    crypto::{CryptoProvider, aws_lc_rs},
+};
+use tokio::{net::TcpStream, task::JoinHandle};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{CertificateFault, ConnectError, Endpoint, Step, certificate::FormVerifier, exchange::within};
+
+/// HTTP response heads beyond these are refused by hyper.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+const HEADERS_MAX: usize = 64;
+
+/// How long each step may take. A guest under software emulation needs seconds for a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Looking up the name and connecting.
+    pub connect: Duration,
+    /// TLS handshake.
+    pub handshake: Duration,
+    /// One request without generation, from its first to the last byte of its answer.
+    pub exchange: Duration,
+    /// From the request to the first text of its answer, queueing included.
+    pub first_text: Duration,
+    /// Between pieces of an answer.
+    pub next_text: Duration,
+    /// A whole answer.
+    pub answer: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            handshake: Duration::from_secs(20),
+            exchange: Duration::from_secs(30),
+            first_text: Duration::from_secs(180),
+            next_text: Duration::from_secs(60),
+            answer: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Runs the HTTP connection; ends with it.
+#[derive(Debug)]
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An encrypted connection to an endpoint that has proven possession of its certificate's key only.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) http: http1::SendRequest<Full<Bytes>>,
+    pub(crate) host: String,
+    /// The peer's certificate.
+    pub(crate) leaf_der: Vec<u8>,
+    /// Made for this connection, after its handshake.
+    pub(crate) nonce: [u8; NONCE_BYTES],
+    /// Goes into [`FreshBinding`].
+    pub(crate) fresh_exporter: [u8; 32],
+    /// Goes into [`SessionProof`].
+    pub(crate) session_exporter: [u8; 32],
+    _driver: Driver,
+}
+
+impl Connection {
+    pub(crate) async fn dial(endpoint: &Endpoint, deadlines: &Deadlines) -> Result<Self, ConnectError> {
+        let address = (endpoint.host(), endpoint.port());
+        let tcp = within(Step::Connect, deadlines.connect, TcpStream::connect(address))
+            .await?
+            .map_err(|source| ConnectError::Unreachable {
+                endpoint: endpoint.to_string(),
+                source,
+            })?;
+        // Nothing but latency is at stake; a kernel that refuses it is no reason to stop.
+        let _ = tcp.set_nodelay(true);
+        let connector = TlsConnector::from(Arc::new(tls_config()?));
+        let handshake = connector.connect(endpoint.server_name(), tcp);
+        let tls = within(Step::Handshake, deadlines.handshake, handshake)
+            .await?
+            .map_err(handshake_error)?;
+        Self::over(tls, endpoint).await
+    }
+
+    async fn over(tls: TlsStream<TcpStream>, endpoint: &Endpoint) -> Result<Self, ConnectError> {
+        let session = tls.get_ref().1;
+        let leaf = session.peer_certificates().and_then(<[_]>::first);
+        let leaf_der = leaf.ok_or(CertificateFault::Malformed)?.to_vec();
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(|error| ConnectError::Random(error.into()))?;
+        let exporter = |label, context| {
+            session
+                .export_keying_material([0; 32], label, context)
+                .map_err(ConnectError::Tls)
+        };
+        let fresh_exporter = exporter(FreshBinding::EXPORTER_LABEL, Some(nonce.as_slice()))?;
+        let session_exporter = exporter(SessionProof::EXPORTER_LABEL, None)?;
+        let (http, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .handshake(TokioIo::new(tls))
+            .await
+            .map_err(|source| {
+                ConnectError::Exchange(crate::ExchangeError::Broken {
+                    step: Step::Handshake,
+                    source,
+                })
+            })?;
+        // Its error surfaces at the request that it breaks.
+        let driver = Driver(tokio::spawn(async move {
+            let _ = connection.await;
+        }));
+        Ok(Self {
+            http,
+            host: endpoint.to_string().trim_start_matches("https://").to_owned(),
+            leaf_der,
+            nonce,
+            fresh_exporter,
+            session_exporter,
+            _driver: driver,
+        })
+    }
+}
+
+fn tls_config() -> Result<ClientConfig, ConnectError> {
+    // A recorded conversation stays closed to a quantum computer where the guest can do ML-KEM too.
+    let provider = Arc::new(CryptoProvider {
+        kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519],
+        ..aws_lc_rs::default_provider()
+    });
+    let no_p256 = || rustls::Error::General("the crypto provider has no ECDSA P-256".into());
+    let verifier = FormVerifier::new(provider.clone())
+        .ok_or_else(no_p256)
+        .map_err(ConnectError::Tls)?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(ConnectError::Tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    // Every session is verified from the start: none is resumed, nothing is sent early.
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn handshake_error(error: io::Error) -> ConnectError {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+            match other.0.downcast_ref::<CertificateFault>() {
+                // The fault sits behind an Arc; its kinds that occur here carry no source and can be said again.
+                Some(fault) => ConnectError::CertificateForm(fault.to_string()),
+                None => ConnectError::Handshake(error),
+            }
+        }
+        Some(_) => ConnectError::Handshake(error),
+        None => ConnectError::Dropped(error),
+    }
+}
