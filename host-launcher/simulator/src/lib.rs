@@ -9,9 +9,13 @@
 //! It protects nothing: whoever runs the host holds the keys. What it proves is that the rest of the system
 //! treats evidence as it would treat Intel's.
 
+mod certificates;
 mod keys;
 mod platform;
+mod quoting;
 mod td;
 
-pub use platform::{PlatformError, SimulatedPlatform};
+pub use platform::{
+    COLLATERAL_LIFETIME_S, PlatformError, SIMULATED_TCB_EVALUATION_NUMBER, SimulatedPlatform,
+};
 pub use td::{InitialRegisters, SIMULATED_TD_ATTRIBUTES, SIMULATED_XFAM, SimulatedTd};
