@@ -1,10 +1,16 @@
 //! The appraisal itself: evidence and endorsements against a policy, row by row.
+//!
+//! The order of the rows is the order in which failures matter: first whether the evidence is authentic and
+//! fresh, then whether it belongs to this connection, then what it says.
 
-use cocoon_evidence::{EventKind, EventLog, EvidenceBundle, ReportData};
+use cocoon_evidence::{Digest48, EventKind, EventLog, EvidenceBundle, Platform, ReportData};
+use dcap_qvl::{QuoteClaims, quote::TDReport10};
 
 use crate::{
-    policy::Policy,
-    report::{Refusal, Report},
+    endorsements::{self, date_text},
+    policy::{Bits64, GpuEvidenceRule, PlatformKind, Policy, ReadyRule, UsageKeyRule},
+    quote::ParsedQuote,
+    report::{Check, Fault, Refusal, RefusalClass, Report, Verdict},
 };
 
 /// Which machine it is, as the platform root says.
@@ -16,7 +22,7 @@ pub struct PlatformId {
     pub ppid: Vec<u8>,
 }
 
-/// A guest that met its policy on this connection. Only [`Appraisal::into_trusted`] builds it.
+/// A guest that met its policy on this connection. Only [`Appraisal::into_trusted`] hands it out.
 #[derive(Debug, Clone)]
 pub struct TrustedGuest {
     events: EventLog,
@@ -33,7 +39,9 @@ impl TrustedGuest {
 
     /// The launch document as the guest received and measured it.
     pub fn launch_document(&self) -> &[u8] {
-        self.events.payload(EventKind::LaunchDocument).unwrap_or_default()
+        self.events
+            .payload(EventKind::LaunchDocument)
+            .expect("a guest is trusted only with a complete event log")
     }
 
     /// Everything that RTMR3 records.
@@ -58,22 +66,16 @@ impl TrustedGuest {
 pub struct Appraisal {
     /// Every check, made or skipped.
     pub report: Report,
-    guest: Option<TrustedGuest>,
+    outcome: Result<TrustedGuest, Refusal>,
 }
 
 impl Appraisal {
-    /// The guest, if every check holds.
+    /// The guest, if every check holds. Changing `report` does not change this.
     ///
     /// # Errors
     /// Says which checks do not hold.
     pub fn into_trusted(self) -> Result<TrustedGuest, Refusal> {
-        match (self.report.refusal(), self.guest) {
-            (None, Some(guest)) => Ok(guest),
-            (refusal, _) => Err(refusal.unwrap_or(Refusal {
-                class: crate::RefusalClass::Signature,
-                checks: vec![],
-            })),
-        }
+        self.outcome
     }
 }
 
@@ -89,12 +91,492 @@ pub fn appraise(
     report_data: &ReportData,
     now_s: u64,
 ) -> Appraisal {
-    let _ = (bundle, endorsements, report_data, now_s);
-    Appraisal {
-        report: Report {
-            simulated: policy.is_simulated(),
+    let (PlatformKind::Tdx, Platform::Tdx { quote }) = (policy.terms().platform.kind, &bundle.platform);
+    let mut rows = Rows::new(policy.is_simulated());
+    check_policy_expiry(&mut rows, policy, now_s);
+    let parsed = check_format(&mut rows, quote);
+    let claims = check_authenticity(&mut rows, policy, parsed.as_ref(), endorsements, now_s);
+    check_tcb(&mut rows, policy, claims.as_ref());
+    let claimed = parsed.as_ref().map(ParsedQuote::claimed);
+    check_report_data(&mut rows, report_data, claimed);
+    check_td(&mut rows, policy, claimed);
+    check_registers(&mut rows, policy, claimed);
+    check_events(&mut rows, policy, bundle, claimed);
+
+    let report = rows.into_report();
+    let outcome = match report.refusal() {
+        Some(refusal) => Err(refusal),
+        None => trusted(policy, bundle, claims).ok_or_else(|| Refusal {
+            class: RefusalClass::Signature,
             checks: vec![],
+        }),
+    };
+    Appraisal { report, outcome }
+}
+
+/// The report is the proof; what is missing here would have failed a row.
+fn trusted(policy: &Policy, bundle: &EvidenceBundle, claims: Option<QuoteClaims>) -> Option<TrustedGuest> {
+    let pck = claims?.platform.pck;
+    Some(TrustedGuest {
+        events: bundle.events.clone(),
+        usage_key: bundle.events.payload(EventKind::UsageKey)?.try_into().ok()?,
+        platform: PlatformId {
+            fmspc: pck.fmspc,
+            ppid: pck.ppid,
         },
-        guest: None,
+        simulated: policy.is_simulated(),
+    })
+}
+
+/// Collects the rows, and knows whether what the quote says is proven.
+struct Rows {
+    simulated: bool,
+    /// Set once the platform root is known to vouch for the quote.
+    authentic: bool,
+    checks: Vec<Check>,
+}
+
+/// A row before its verdict.
+struct Row {
+    name: &'static str,
+    expected: String,
+    actual: String,
+    fault: Fault,
+    class: RefusalClass,
+}
+
+impl Rows {
+    fn new(simulated: bool) -> Self {
+        Self {
+            simulated,
+            authentic: false,
+            checks: vec![],
+        }
     }
+
+    fn push(&mut self, row: Row, verdict: Verdict) {
+        self.checks.push(Check {
+            name: row.name,
+            expected: row.expected,
+            actual: row.actual,
+            verdict,
+            fault: row.fault,
+            class: row.class,
+        });
+    }
+
+    /// A row that does not depend on the platform.
+    fn local(&mut self, row: Row, holds: bool) {
+        self.push(row, if holds { Verdict::Pass } else { Verdict::Fail });
+    }
+
+    /// A row about what the quote says: nothing that is unproven can hold.
+    fn proven(&mut self, row: Row, holds: bool) {
+        let proof = self.proof();
+        self.push(row, if holds { proof } else { Verdict::Fail });
+    }
+
+    fn proof(&self) -> Verdict {
+        match (self.authentic, self.simulated) {
+            (false, _) => Verdict::Skip,
+            (true, true) => Verdict::Simulated,
+            (true, false) => Verdict::Pass,
+        }
+    }
+
+    fn into_report(self) -> Report {
+        Report {
+            simulated: self.simulated,
+            checks: self.checks,
+        }
+    }
+}
+
+fn check_policy_expiry(rows: &mut Rows, policy: &Policy, now_s: u64) {
+    let expires_s = policy.terms().expires_s;
+    let row = Row {
+        name: "policy expiry",
+        expected: format!("before {}", date_text(expires_s)),
+        actual: date_text(now_s),
+        fault: Fault::Policy,
+        class: RefusalClass::Freshness,
+    };
+    rows.local(row, now_s < expires_s);
+}
+
+fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<ParsedQuote<'a>> {
+    let parsed = ParsedQuote::parse(quote);
+    let row = Row {
+        name: "quote format",
+        expected: "a TDX quote, version 4 or 5, every byte accounted for".into(),
+        actual: match &parsed {
+            Ok(_) => format!("{} bytes", quote.len()),
+            Err(error) => error.to_string(),
+        },
+        fault: Fault::Host,
+        class: RefusalClass::Signature,
+    };
+    rows.local(row, parsed.is_ok());
+    parsed.ok()
+}
+
+/// Rows "endorsements", "quote signature" and "endorsement freshness".
+fn check_authenticity(
+    rows: &mut Rows,
+    policy: &Policy,
+    parsed: Option<&ParsedQuote<'_>>,
+    endorsements: &[u8],
+    now_s: u64,
+) -> Option<QuoteClaims> {
+    let collateral = endorsements::parse(endorsements);
+    let row = Row {
+        name: "endorsements",
+        expected: "collateral for a TDX quote".into(),
+        actual: match &collateral {
+            Ok(_) => format!("{} bytes", endorsements.len()),
+            Err(error) => error.to_string(),
+        },
+        fault: Fault::Host,
+        class: RefusalClass::Signature,
+    };
+    rows.local(row, collateral.is_ok());
+
+    let authenticity = match (parsed, &collateral) {
+        (Some(quote), Ok(collateral)) => authenticity(policy, quote, collateral, now_s),
+        _ => Authenticity::Refused("nothing to verify".into()),
+    };
+    let (claims, reason) = match authenticity {
+        Authenticity::Proven(claims) => {
+            rows.authentic = true;
+            (Some(claims), None)
+        }
+        Authenticity::Stale(claims) => {
+            push_signature(rows, policy, None);
+            push_freshness(rows, Some(&claims), now_s, Verdict::Fail);
+            return None;
+        }
+        Authenticity::Refused(reason) => (None, Some(reason)),
+    };
+    push_signature(rows, policy, reason);
+    let verdict = rows.proof();
+    push_freshness(rows, claims.as_ref(), now_s, verdict);
+    claims
+}
+
+enum Authenticity {
+    Proven(QuoteClaims),
+    /// Everything verifies, but at another time than now.
+    Stale(QuoteClaims),
+    Refused(String),
+}
+
+fn authenticity(
+    policy: &Policy,
+    quote: &ParsedQuote<'_>,
+    collateral: &dcap_qvl::QuoteCollateralV3,
+    now_s: u64,
+) -> Authenticity {
+    let reason = match quote.verify(policy.root(), collateral, now_s) {
+        Ok(claims) => return Authenticity::Proven(claims),
+        Err(reason) => reason,
+    };
+    let at_issue = endorsements::claimed_issue_s(collateral)
+        .and_then(|issue_s| quote.verify(policy.root(), collateral, issue_s).ok());
+    match at_issue {
+        Some(claims) => Authenticity::Stale(claims),
+        None => Authenticity::Refused(reason),
+    }
+}
+
+/// `reason`: why it does not verify.
+fn push_signature(rows: &mut Rows, policy: &Policy, reason: Option<String>) {
+    let verdict = match (&reason, rows.simulated) {
+        (Some(_), _) => Verdict::Fail,
+        (None, true) => Verdict::Simulated,
+        (None, false) => Verdict::Pass,
+    };
+    let (class, fault) = reason
+        .as_deref()
+        .map_or((RefusalClass::Signature, Fault::Host), class_of);
+    let row = Row {
+        name: "quote signature",
+        expected: policy.root().label(),
+        actual: reason.unwrap_or_else(|| "verified up to that root".into()),
+        fault,
+        class,
+    };
+    rows.push(row, verdict);
+}
+
+/// dcap-qvl judges security versions and attributes after the signatures, but reports all in one error. Its
+/// version is pinned, and the texts only choose the class of a refusal.
+fn class_of(reason: &str) -> (RefusalClass, Fault) {
+    const TCB: [&str; 2] = ["No matching TCB level found", "TCB status is invalid: Revoked"];
+    const ATTRIBUTES: [&str; 7] = [
+        "Debug mode is enabled",
+        "TD profiling is enabled",
+        "Reserved bits in TD attributes are set",
+        "TD migration is enabled",
+        "SERVTD_EXT is enabled",
+        "SEPT_VE_DISABLE is not enabled",
+        "Invalid MR service TD",
+    ];
+    if TCB.contains(&reason) {
+        (RefusalClass::Tcb, Fault::Platform)
+    } else if ATTRIBUTES.contains(&reason) {
+        (RefusalClass::Policy, Fault::Host)
+    } else {
+        (RefusalClass::Signature, Fault::Host)
+    }
+}
+
+fn push_freshness(rows: &mut Rows, claims: Option<&QuoteClaims>, now_s: u64, verdict: Verdict) {
+    let row = Row {
+        name: "endorsement freshness",
+        expected: claims.map_or_else(
+            || "issued by the platform root and not expired".into(),
+            |claims| {
+                format!(
+                    "{} to {}",
+                    date_text(claims.latest_issue_date),
+                    date_text(claims.earliest_expiration_date)
+                )
+            },
+        ),
+        actual: date_text(now_s),
+        fault: Fault::Host,
+        class: RefusalClass::Freshness,
+    };
+    rows.push(row, verdict);
+}
+
+fn check_tcb(rows: &mut Rows, policy: &Policy, claims: Option<&QuoteClaims>) {
+    let terms = &policy.terms().tcb;
+    let status = Row {
+        name: "TCB status",
+        expected: any_of(&terms.accepted),
+        actual: claims.map_or_else(unproven, |claims| {
+            let mut text = claims.tcb.status.to_string();
+            if !claims.tcb.advisory_ids.is_empty() {
+                text += &format!(" ({})", claims.tcb.advisory_ids.join(", "));
+            }
+            text
+        }),
+        fault: Fault::Platform,
+        class: RefusalClass::Tcb,
+    };
+    let number = Row {
+        name: "TCB evaluation number",
+        expected: format!("at least {}", terms.evaluation_number_min),
+        actual: claims.map_or_else(unproven, |claims| claims.tcb.eval_data_number.to_string()),
+        fault: Fault::Host,
+        class: RefusalClass::Tcb,
+    };
+    let Some(claims) = claims else {
+        rows.push(status, Verdict::Skip);
+        rows.push(number, Verdict::Skip);
+        return;
+    };
+    let accepted = terms.accepted.iter().any(|name| name.0 == claims.tcb.status);
+    rows.proven(status, accepted);
+    rows.proven(number, claims.tcb.eval_data_number >= terms.evaluation_number_min);
+}
+
+fn check_report_data(rows: &mut Rows, expected: &ReportData, claimed: Option<&TDReport10>) {
+    let row = |actual| Row {
+        name: "report data",
+        expected: hex::encode(expected.0),
+        actual,
+        fault: Fault::Network,
+        class: RefusalClass::Channel,
+    };
+    match claimed {
+        Some(report) => rows.proven(
+            row(hex::encode(report.report_data)),
+            report.report_data == expected.0,
+        ),
+        None => rows.push(row(unproven()), Verdict::Skip),
+    }
+}
+
+fn check_td(rows: &mut Rows, policy: &Policy, claimed: Option<&TDReport10>) {
+    let terms = &policy.terms().td;
+    let bits = |bytes| Bits64(u64::from_le_bytes(bytes));
+    let values = [
+        (
+            "TD attributes",
+            terms.attributes,
+            claimed.map(|report| bits(report.td_attributes)),
+        ),
+        ("XFAM", terms.xfam, claimed.map(|report| bits(report.xfam))),
+    ];
+    for (name, expected, actual) in values {
+        compare(rows, name, Fault::Host, &[expected], actual);
+    }
+}
+
+fn check_registers(rows: &mut Rows, policy: &Policy, claimed: Option<&TDReport10>) {
+    type Field = fn(&TDReport10) -> [u8; 48];
+    let terms = &policy.terms().registers;
+    let registers: [(_, _, &[Digest48], Field); 7] = [
+        ("MRTD", Fault::GuestImage, &terms.mrtd, |report| report.mr_td),
+        ("RTMR0", Fault::Host, &terms.rtmr0, |report| report.rt_mr0),
+        ("RTMR1", Fault::GuestImage, &terms.rtmr1, |report| report.rt_mr1),
+        ("RTMR2", Fault::GuestImage, &terms.rtmr2, |report| report.rt_mr2),
+        ("MRCONFIGID", Fault::Host, &terms.mr_config_id, |report| {
+            report.mr_config_id
+        }),
+        ("MROWNER", Fault::Host, &terms.mr_owner, |report| report.mr_owner),
+        ("MROWNERCONFIG", Fault::Host, &terms.mr_owner_config, |report| {
+            report.mr_owner_config
+        }),
+    ];
+    for (name, fault, expected, field) in registers {
+        compare(
+            rows,
+            name,
+            fault,
+            expected,
+            claimed.map(|report| Digest48(field(report))),
+        );
+    }
+}
+
+fn compare<T: PartialEq + std::fmt::Display>(
+    rows: &mut Rows,
+    name: &'static str,
+    fault: Fault,
+    expected: &[T],
+    actual: Option<T>,
+) {
+    let row = Row {
+        name,
+        expected: any_of(expected),
+        actual: actual.as_ref().map_or_else(unproven, ToString::to_string),
+        fault,
+        class: RefusalClass::Policy,
+    };
+    match actual {
+        Some(actual) => rows.proven(row, expected.contains(&actual)),
+        None => rows.push(row, Verdict::Skip),
+    }
+}
+
+/// Rows "RTMR3", "event order" and one for each event.
+fn check_events(rows: &mut Rows, policy: &Policy, bundle: &EvidenceBundle, claimed: Option<&TDReport10>) {
+    let log = &bundle.events;
+    let rtmr3 = claimed.map(|report| Digest48(report.rt_mr3));
+    compare(rows, "RTMR3", Fault::Host, &[log.replay()], rtmr3);
+    // Events that RTMR3 does not record are anybody's.
+    rows.authentic &= rtmr3 == Some(log.replay());
+
+    let order = log.check_complete();
+    let row = Row {
+        name: "event order",
+        expected: EventKind::ORDER.map(EventKind::name).join(", "),
+        actual: match &order {
+            Ok(()) => "every event once, in order".into(),
+            Err(error) => error.to_string(),
+        },
+        fault: Fault::GuestImage,
+        class: RefusalClass::Policy,
+    };
+    rows.proven(row, order.is_ok());
+
+    let terms = &policy.terms().events;
+    check_document(
+        rows,
+        "event launch-document",
+        log.payload(EventKind::LaunchDocument),
+        &terms.launch_document,
+    );
+    check_document(rows, "event model", log.payload(EventKind::Model), &terms.model);
+    let UsageKeyRule::Bound = terms.usage_key;
+    let key = log.payload(EventKind::UsageKey);
+    check_payload(
+        rows,
+        "event usage-key",
+        "a key of 32 bytes, bound by RTMR3".into(),
+        key,
+        |payload| payload.len() == 32,
+    );
+    check_gpu(rows, terms.gpu_evidence, bundle);
+    let ReadyRule::Empty = terms.ready;
+    let ready = log.payload(EventKind::Ready);
+    check_payload(rows, "event ready", "empty".into(), ready, <[u8]>::is_empty);
+}
+
+fn check_document(rows: &mut Rows, name: &'static str, payload: Option<&[u8]>, accepted: &[Digest48]) {
+    let digest = payload.map(Digest48::of);
+    let row = event_row(
+        name,
+        any_of(accepted),
+        digest.map_or_else(missing, |digest| digest.to_string()),
+    );
+    rows.proven(row, digest.is_some_and(|digest| accepted.contains(&digest)));
+}
+
+fn check_gpu(rows: &mut Rows, rule: GpuEvidenceRule, bundle: &EvidenceBundle) {
+    const NAME: &str = "event gpu-evidence";
+    let payload = bundle.events.payload(EventKind::GpuEvidence);
+    match (rule, EvidenceBundle::gpu_digest(&bundle.gpu)) {
+        (GpuEvidenceRule::None, None) => {
+            check_payload(rows, NAME, "empty".into(), payload, <[u8]>::is_empty);
+        }
+        (GpuEvidenceRule::Bundle, Some(digest)) => {
+            check_payload(rows, NAME, digest.to_string(), payload, |payload| {
+                payload == digest.as_bytes()
+            });
+        }
+        (GpuEvidenceRule::None, Some(_)) => {
+            let actual = format!("evidence of {} in the bundle", bundle.gpu.len());
+            rows.proven(event_row(NAME, "no GPU".into(), actual), false);
+        }
+        (GpuEvidenceRule::Bundle, None) => {
+            let row = event_row(NAME, "GPU evidence in the bundle".into(), "none".into());
+            rows.proven(row, false);
+        }
+    }
+}
+
+fn check_payload(
+    rows: &mut Rows,
+    name: &'static str,
+    expected: String,
+    payload: Option<&[u8]>,
+    holds: impl Fn(&[u8]) -> bool,
+) {
+    let actual = match payload {
+        None => missing(),
+        Some([]) => "empty".into(),
+        Some(bytes) if bytes.len() <= 48 => hex::encode(bytes),
+        Some(bytes) => format!("{} bytes", bytes.len()),
+    };
+    rows.proven(event_row(name, expected, actual), payload.is_some_and(holds));
+}
+
+fn event_row(name: &'static str, expected: String, actual: String) -> Row {
+    Row {
+        name,
+        expected,
+        actual,
+        fault: Fault::GuestImage,
+        class: RefusalClass::Policy,
+    }
+}
+
+fn any_of<T: std::fmt::Display>(values: &[T]) -> String {
+    values
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" or ")
+}
+
+fn unproven() -> String {
+    "not known".into()
+}
+
+fn missing() -> String {
+    "missing".into()
 }
