@@ -1,9 +1,47 @@
-//! Access to a chain through its liteservers.
+//! Access to a chain through its liteservers: the same for mainnet, testnet and the local chain.
+//!
+//! Reading proves what the server says against the block that it names (see the crate's documentation for what
+//! is not proven). Writing sends a signed message and then reads until its effect is there: a server's word that
+//! it took a message is a hint, the account's state is the fact.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{AccountAddress, NetworkId, SignedGrant, SignedVoucher};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use ton_liteapi::tl::{
+    common::{AccountId, Int256},
+    request::{GetAccountState, Request, SendMessage},
+    response::Response,
+};
+use tycho_types::models::Account;
 
-use crate::{DepositState, GlobalConfig, GrantState, SignedWithdrawal};
+use crate::{
+    DepositState, GlobalConfig, GrantState, RESERVE_NANO, SignedWithdrawal,
+    connection::{Connection, error_text},
+    contract::{
+        self, LOCK_FEES_NANO, deposit_code, lock_message, nano, settle_message, settle_minimum_nano,
+        withdraw_message,
+    },
+    local::genesis::{GIVE_NANO_MAX, give_message, giver_address},
+    proof,
+};
+
+/// How long a write waits for its effect. On mainnet a message takes 5 to 20 s.
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The first and the longest pause between two looks at the state.
+const POLL_MIN: Duration = Duration::from_millis(20);
+const POLL_MAX: Duration = Duration::from_secs(2);
+
+/// How long a request to the giver stays valid.
+const GIVE_LIFETIME_S: u64 = 600;
 
 /// Why a chain could not be asked, or did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +102,14 @@ pub enum ChainError {
         /// What it would need.
         needed_nano: u64,
     },
+    /// What was asked cannot work, and was not sent.
+    #[error("cannot {operation}: {reason}")]
+    Invalid {
+        /// What was attempted.
+        operation: &'static str,
+        /// Why, with what to do.
+        reason: String,
+    },
     /// Only the local chain has a faucet.
     #[error("there is no faucet on network {0}; send coins to the deposit's address from a wallet")]
     NoFaucet(i32),
@@ -71,7 +117,10 @@ pub enum ChainError {
 
 /// A connection to one network. Cheap to clone; reconnects by itself.
 #[derive(Debug, Clone)]
-pub struct ChainClient {}
+pub struct ChainClient {
+    network: NetworkId,
+    connection: Arc<Mutex<Connection>>,
+}
 
 impl ChainClient {
     /// Connects to the first liteserver that answers and checks that it serves this network.
@@ -79,8 +128,11 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Unreachable`], [`ChainError::WrongNetwork`], [`ChainError::BadAnswer`].
     pub async fn connect(config: &GlobalConfig, network: NetworkId) -> Result<Self, ChainError> {
-        let _ = (config, network);
-        todo!()
+        let connection = Arc::new(Mutex::new(Connection::new(config.clone())));
+        let client = Self { network, connection };
+        // Any account's proof names the network; this one need not exist.
+        client.account(&giver_address()).await?;
+        Ok(client)
     }
 
     /// An account's balance, nanoTON; 0 if there is no such account.
@@ -88,8 +140,10 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Unreachable`], [`ChainError::BadAnswer`].
     pub async fn balance(&self, address: &AccountAddress) -> Result<u64, ChainError> {
-        let _ = address;
-        todo!()
+        let Some(account) = self.account(address).await? else {
+            return Ok(0);
+        };
+        nano(account.balance.tokens).map_err(|error| bad_account(&error))
     }
 
     /// A deposit's state; `None` while nothing is deployed there.
@@ -97,8 +151,10 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Unreachable`]; [`ChainError::BadAnswer`], also if other code than ours is deployed there.
     pub async fn deposit(&self, address: &AccountAddress) -> Result<Option<DepositState>, ChainError> {
-        let _ = address;
-        todo!()
+        match self.account(address).await? {
+            Some(account) => DepositState::read(&account).map_err(|error| bad_account(&error)),
+            None => Ok(None),
+        }
     }
 
     /// A grant locked in a deposit, by [`cocoon_protocol::Grant::id`].
@@ -110,8 +166,8 @@ impl ChainClient {
         deposit: &AccountAddress,
         grant: &Digest32,
     ) -> Result<Option<GrantState>, ChainError> {
-        let _ = (deposit, grant);
-        todo!()
+        let deposit = self.deposit(deposit).await?;
+        Ok(deposit.and_then(|deposit| deposit.grant(grant).copied()))
     }
 
     /// Locks a grant, deploying the deposit where needed, and waits until the chain shows it. A grant that is
@@ -120,8 +176,49 @@ impl ChainClient {
     /// # Errors
     /// See [`ChainError`].
     pub async fn lock_grant(&self, grant: &SignedGrant) -> Result<GrantState, ChainError> {
-        let _ = grant;
-        todo!()
+        const OPERATION: &str = "lock the grant";
+        let terms = &grant.grant;
+        let (address, id) = (&terms.contract, terms.id());
+        self.check_network(OPERATION, terms.network)?;
+        let expected = deposit_code().deposit_address(terms.network, &grant.owner);
+        let minimum_nano = settle_minimum_nano();
+        let invalid = if *address != expected {
+            Some(format!(
+                "{address} is not the deposit of the grant's owner, which is {expected}"
+            ))
+        } else if terms.cap_nano < minimum_nano {
+            Some(format!(
+                "its cap must be at least {minimum_nano} nanoTON, less cannot be settled"
+            ))
+        } else {
+            None
+        };
+        if let Some(reason) = invalid {
+            return Err(ChainError::Invalid {
+                operation: OPERATION,
+                reason,
+            });
+        }
+        let deposit = self.deposit(address).await?;
+        if let Some(state) = deposit.as_ref().and_then(|deposit| deposit.grant(&id)) {
+            return Ok(*state);
+        }
+        let available_nano = match &deposit {
+            Some(deposit) => deposit.balance_nano.saturating_sub(deposit.reserved_nano),
+            None => self.balance(address).await?,
+        };
+        let needed_nano = terms.cap_nano.saturating_add(RESERVE_NANO + LOCK_FEES_NANO);
+        if available_nano < needed_nano {
+            return Err(ChainError::InsufficientFunds {
+                address: *address,
+                available_nano,
+                needed_nano,
+            });
+        }
+        self.send_until(OPERATION, lock_message(grant, deposit.is_none()), || {
+            self.grant(address, &id)
+        })
+        .await
     }
 
     /// Settles a voucher and waits until the chain shows it. One that was settled already, or a later one, is
@@ -130,8 +227,20 @@ impl ChainClient {
     /// # Errors
     /// See [`ChainError`].
     pub async fn settle(&self, voucher: &SignedVoucher) -> Result<GrantState, ChainError> {
-        let _ = voucher;
-        todo!()
+        const OPERATION: &str = "settle the voucher";
+        let claim = &voucher.voucher;
+        self.check_network(OPERATION, claim.network)?;
+        let settled = async || {
+            let grant = self.grant(&claim.contract, &claim.grant).await?;
+            let grant = grant.ok_or_else(|| refused(OPERATION, Some(210)))?;
+            let is_settled =
+                grant.served.input >= claim.served.input && grant.served.output >= claim.served.output;
+            Ok(is_settled.then_some(grant))
+        };
+        if let Some(grant) = settled().await? {
+            return Ok(grant);
+        }
+        self.send_until(OPERATION, settle_message(voucher), settled).await
     }
 
     /// Withdraws and waits until the chain shows it.
@@ -139,16 +248,194 @@ impl ChainClient {
     /// # Errors
     /// See [`ChainError`].
     pub async fn withdraw(&self, withdrawal: &SignedWithdrawal) -> Result<DepositState, ChainError> {
-        let _ = withdrawal;
-        todo!()
+        const OPERATION: &str = "withdraw";
+        let order = &withdrawal.withdrawal;
+        self.check_network(OPERATION, order.network)?;
+        self.send_until(OPERATION, withdraw_message(withdrawal), async || {
+            let deposit = self.deposit(&order.contract).await?;
+            Ok(deposit.filter(|deposit| deposit.seqno > order.seqno))
+        })
+        .await
     }
 
-    /// Asks the local chain's giver for coins and waits until they are there; the new balance, nanoTON.
+    /// Asks the local chain's giver for coins and waits until they are there; the new balance, nanoTON. At most
+    /// 1000 TON at once.
     ///
     /// # Errors
     /// [`ChainError::NoFaucet`] elsewhere, and see [`ChainError`].
     pub async fn request_faucet(&self, address: &AccountAddress, nano: u64) -> Result<u64, ChainError> {
-        let _ = (address, nano);
-        todo!()
+        const OPERATION: &str = "ask the local chain for coins";
+        if self.network != NetworkId::LOCAL {
+            return Err(ChainError::NoFaucet(self.network.0));
+        }
+        if nano == 0 || nano > GIVE_NANO_MAX {
+            let reason = format!("it gives 1 to {GIVE_NANO_MAX} nanoTON at once, not {nano}");
+            return Err(ChainError::Invalid {
+                operation: OPERATION,
+                reason,
+            });
+        }
+        let before = self.balance(address).await?;
+        let mut salt = [0; 8];
+        getrandom::fill(&mut salt).map_err(|error| ChainError::Invalid {
+            operation: OPERATION,
+            reason: format!("the system gives no random numbers: {error}"),
+        })?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let valid_until = u32::try_from(now + GIVE_LIFETIME_S).unwrap_or(u32::MAX);
+        let message = give_message(address, nano, valid_until, u64::from_be_bytes(salt));
+        self.send_until(OPERATION, message, async || {
+            let balance = self.balance(address).await?;
+            Ok((balance >= before.saturating_add(nano)).then_some(balance))
+        })
+        .await
+    }
+
+    /// Sends a message once and looks until `effect` is there.
+    async fn send_until<T>(
+        &self,
+        operation: &'static str,
+        message: Vec<u8>,
+        effect: impl AsyncFn() -> Result<Option<T>, ChainError>,
+    ) -> Result<T, ChainError> {
+        let started = Instant::now();
+        if let Err(text) = self.send(message).await? {
+            // The same message may have been taken before, by another server or another run.
+            if let Some(found) = effect().await? {
+                return Ok(found);
+            }
+            return Err(match exit_code(&text) {
+                Some(code) => refused(operation, Some(code)),
+                None => ChainError::Refused {
+                    operation,
+                    exit_code: None,
+                    meaning: format!("the liteserver says: {text}"),
+                },
+            });
+        }
+        let mut pause = POLL_MIN;
+        loop {
+            if let Some(found) = effect().await? {
+                return Ok(found);
+            }
+            if started.elapsed() > EFFECT_TIMEOUT {
+                let waited_s = started.elapsed().as_secs();
+                return Err(ChainError::Timeout { operation, waited_s });
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(POLL_MAX);
+        }
+    }
+
+    /// The inner error is what the server says against the message.
+    async fn send(&self, body: Vec<u8>) -> Result<Result<(), String>, ChainError> {
+        let request = Request::SendMessage(SendMessage { body });
+        match self.connection.lock().await.ask(request).await? {
+            Response::SendMsgStatus(_) => Ok(Ok(())),
+            Response::Error(error) => Ok(Err(error_text(&error))),
+            _ => Err(unexpected("sendMessage")),
+        }
+    }
+
+    /// An account as of the last block, proven against it.
+    async fn account(&self, address: &AccountAddress) -> Result<Option<Account>, ChainError> {
+        const REQUEST: &str = "getAccountState";
+        let mut connection = self.connection.lock().await;
+        let last = match connection.ask(Request::GetMasterchainInfo).await? {
+            Response::MasterchainInfo(info) => info.last,
+            Response::Error(error) => return Err(server_error("getMasterchainInfo", &error)),
+            _ => return Err(unexpected("getMasterchainInfo")),
+        };
+        let account = AccountId {
+            workchain: 0,
+            id: Int256(*address.0.as_bytes()),
+        };
+        let state = match connection
+            .ask(Request::GetAccountState(GetAccountState { id: last, account }))
+            .await?
+        {
+            Response::AccountState(state) => state,
+            Response::Error(error) => return Err(server_error(REQUEST, &error)),
+            _ => return Err(unexpected(REQUEST)),
+        };
+        let block = Digest32(state.shardblk.root_hash.0);
+        let proven = proof::check(&block, address, &state.proof, &state.state)
+            .map_err(|error| bad_answer(REQUEST, &error))?;
+        if proven.network != self.network.0 {
+            return Err(ChainError::WrongNetwork {
+                expected: self.network.0,
+                found: proven.network,
+            });
+        }
+        Ok(proven.account)
+    }
+
+    fn check_network(&self, operation: &'static str, network: NetworkId) -> Result<(), ChainError> {
+        if network == self.network {
+            return Ok(());
+        }
+        let reason = format!(
+            "it is signed for network {}, this is network {}",
+            network.0, self.network.0
+        );
+        Err(ChainError::Invalid { operation, reason })
+    }
+}
+
+/// The exit code in a liteserver's words: `... exitcode=214, steps=...`.
+fn exit_code(text: &str) -> Option<i32> {
+    let (_, after) = text.split_once("exitcode=")?;
+    let end = after
+        .find(|c: char| c != '-' && !c.is_ascii_digit())
+        .unwrap_or(after.len());
+    after[..end].parse().ok()
+}
+
+fn refused(operation: &'static str, exit_code: Option<i32>) -> ChainError {
+    ChainError::Refused {
+        operation,
+        exit_code,
+        meaning: exit_code.map_or_else(String::new, |code| contract::meaning(code).to_owned()),
+    }
+}
+
+fn bad_answer(request: &'static str, reason: &dyn std::fmt::Display) -> ChainError {
+    ChainError::BadAnswer {
+        request,
+        reason: reason.to_string(),
+    }
+}
+
+fn bad_account(error: &tycho_types::error::Error) -> ChainError {
+    bad_answer(
+        "getAccountState",
+        &format!("the account is not a deposit of this version ({error})"),
+    )
+}
+
+fn unexpected(request: &'static str) -> ChainError {
+    bad_answer(request, &"an answer to something else")
+}
+
+fn server_error(request: &'static str, error: &ton_liteapi::tl::response::Error) -> ChainError {
+    bad_answer(request, &format!("the liteserver says: {}", error_text(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_found_in_a_liteservers_words() {
+        let text = "cannot apply external message to current state : External message was not accepted\n\
+                    Cannot run message on account: inbound external message rejected by transaction ABC:\n\
+                    exitcode=214, steps=31, gas_used=0\nVM Log (truncated):";
+        assert_eq!(exit_code(text), Some(214));
+        assert_eq!(exit_code("exitcode=-14"), Some(-14));
+        assert_eq!(exit_code("rate limit"), None);
+        assert_eq!(exit_code("exitcode="), None);
     }
 }

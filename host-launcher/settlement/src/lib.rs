@@ -15,8 +15,10 @@
 
 mod client;
 mod config;
+mod connection;
 mod contract;
 mod local;
+mod proof;
 
 pub use client::{ChainClient, ChainError};
 pub use config::{ConfigError, GlobalConfig, Liteserver};
