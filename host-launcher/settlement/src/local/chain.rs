@@ -37,7 +37,7 @@ const TRANSACTIONS_MAX: usize = 64;
 
 /// What became of a message that was executed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Executed {
+pub(crate) struct Executed {
     /// Fees of all its transactions and of delivering messages between them, nanoTON.
     pub(super) fees_nano: u128,
     /// Gas of the first transaction.
@@ -46,7 +46,7 @@ pub(super) struct Executed {
 
 /// Why a message was not executed; nothing has changed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotExecuted {
+pub(crate) enum NotExecuted {
     /// It is no external message to the basechain, or too large.
     #[error("not an external message to the basechain: {0}")]
     Malformed(&'static str),
@@ -68,7 +68,7 @@ pub(super) type Changes = BTreeMap<HashBytes, ShardAccount>;
 
 /// The chain, in memory and on disk.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     config: ParsedConfig,
     log: Log,
     accounts: BTreeMap<HashBytes, ShardAccount>,
@@ -81,7 +81,7 @@ pub(super) struct Chain {
 
 impl Chain {
     /// Opens the chain in a directory, or begins one.
-    pub(super) fn open(dir: &Path) -> Result<Self, LocalChainError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, LocalChainError> {
         let (log, records) = Log::open(dir)?;
         let failed = |error: Error| LocalChainError::execution("begin the chain", error);
         let config = genesis::config()
@@ -117,7 +117,7 @@ impl Chain {
     }
 
     /// Executes an external message and all messages that follow from it, and returns once that is on disk.
-    pub(super) fn execute(&mut self, message: &[u8], now: u32) -> Result<Executed, NotExecuted> {
+    pub(crate) fn execute(&mut self, message: &[u8], now: u32) -> Result<Executed, NotExecuted> {
         let now = self.now.max(now);
         let (changes, executed) = self.transactions(decode(message)?, true, now)?;
         let sealed = |error| LocalChainError::execution("seal a block", error);
@@ -306,7 +306,7 @@ impl Chain {
     }
 
     /// The last block's number, root hash and file hash.
-    pub(super) fn block_id(&self) -> (u32, Digest32, Digest32) {
+    pub(crate) fn block_id(&self) -> (u32, Digest32, Digest32) {
         let file_hash = Boc::file_hash(Boc::encode(&self.block));
         (
             self.seqno,
@@ -317,7 +317,7 @@ impl Chain {
 
     /// An account as a bag of cells (empty if there is none), and the proof: the block's and the state's Merkle
     /// proof, two roots in one bag.
-    pub(super) fn account(&self, address: &AccountAddress) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    pub(crate) fn account(&self, address: &AccountAddress) -> Result<(Vec<u8>, Vec<u8>), Error> {
         let address = HashBytes(*address.0.as_bytes());
         let tracker = UsageTree::new(UsageTreeMode::OnLoad);
         let tracked = tracker.track(&self.state);
@@ -331,11 +331,11 @@ impl Chain {
             None => vec![],
         };
         let state_proof = MerkleProof::create(self.state.as_ref(), tracker).build()?;
-        let block_proof = MerkleProof {
-            hash: *self.block.repr_hash(),
-            depth: self.block.repr_depth(),
-            cell: self.block.clone(),
-        };
+        // Of the block, only the way to the hash of its new state.
+        let tracker = UsageTree::new(UsageTreeMode::OnLoad);
+        let tracked = tracker.track(&self.block);
+        tracked.parse::<Block>()?.load_state_update()?;
+        let block_proof = MerkleProof::create(self.block.as_ref(), tracker).build()?;
         let roots = (
             CellBuilder::build_from(block_proof)?,
             CellBuilder::build_from(state_proof)?,

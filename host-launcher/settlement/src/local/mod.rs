@@ -25,6 +25,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[cfg(test)]
+pub(crate) use chain::Chain;
 pub use server::{LocalChain, LocalChainHandle};
 
 /// Why the local chain does not open or serve.

@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -57,7 +57,11 @@ pub struct LocalChainHandle {
     config: GlobalConfig,
     /// Owns the accepting task, which owns the connections.
     tasks: JoinSet<()>,
+    chain: SharedChain,
 }
+
+/// Empty once serving has ended: requests that are still on their way must not keep the log open.
+type SharedChain = Arc<Mutex<Option<Chain>>>;
 
 impl LocalChain {
     /// Opens the chain in `dir`, or makes a new one there. Everything that was acknowledged before is there.
@@ -95,12 +99,14 @@ impl LocalChain {
             address: SocketAddrV4::new(ip, address.port()),
             key: keys.public_key.to_bytes(),
         });
+        let chain = Arc::new(Mutex::new(Some(self.chain)));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, keys, Arc::new(Mutex::new(self.chain))));
+        tasks.spawn(accept(listener, keys, chain.clone()));
         Ok(LocalChainHandle {
             address,
             config,
             tasks,
+            chain,
         })
     }
 }
@@ -122,6 +128,14 @@ impl LocalChainHandle {
     }
 }
 
+impl Drop for LocalChainHandle {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+        // Waits for the message that is being executed, a millisecond or two.
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
 /// The server's key stays the same, so that a `global.config.json` given away stays valid but for the port.
 fn server_key(dir: &Path) -> Result<[u8; 32], LocalChainError> {
     let path: PathBuf = dir.join("liteserver.key");
@@ -139,7 +153,7 @@ fn server_key(dir: &Path) -> Result<[u8; 32], LocalChainError> {
     Ok(key)
 }
 
-async fn accept(listener: TcpListener, keys: KeyPair, chain: Arc<Mutex<Chain>>) {
+async fn accept(listener: TcpListener, keys: KeyPair, chain: SharedChain) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -166,7 +180,7 @@ async fn accept(listener: TcpListener, keys: KeyPair, chain: Arc<Mutex<Chain>>) 
 }
 
 /// Answers one client's requests, one after the other, until it leaves; the reason if it is made to.
-async fn converse(stream: TcpStream, keys: KeyPair, chain: Arc<Mutex<Chain>>) -> Result<(), &'static str> {
+async fn converse(stream: TcpStream, keys: KeyPair, chain: SharedChain) -> Result<(), &'static str> {
     let mut peer = timeout(
         PEER_TIMEOUT,
         AdnlPeer::handle_handshake(stream, |_| Some(keys.clone())),
@@ -185,8 +199,9 @@ async fn converse(stream: TcpStream, keys: KeyPair, chain: Arc<Mutex<Chain>>) ->
                 let chain = chain.clone();
                 let request = query.wrapped_request.request;
                 let answer = tokio::task::spawn_blocking(move || {
-                    match chain.lock() {
-                        Ok(mut chain) => answer(&mut chain, request),
+                    match chain.lock().as_deref_mut() {
+                        Ok(Some(chain)) => answer(chain, request),
+                        Ok(None) => refusal("the local chain has stopped"),
                         // Memory may be ahead of the disk, or half changed: only a restart mends that.
                         Err(_) => refusal("the local chain has failed; start it again"),
                     }

@@ -1,0 +1,266 @@
+//! The whole way through the liteserver protocol: local chain, client, contract.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use cocoon_evidence::Digest32;
+use cocoon_protocol::{AccountAddress, Grant, NetworkId, Prices, SignedVoucher, TokenCounts, Voucher};
+use cocoon_settlement::{
+    ChainClient, ChainError, GlobalConfig, LocalChain, LocalChainError, LocalChainHandle, WITHDRAW_ALL,
+    Withdrawal, deposit_code, settle_minimum_nano,
+};
+use ed25519_dalek::SigningKey;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const TON: u64 = 1_000_000_000;
+
+fn now_s() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as u32
+}
+
+fn owner() -> SigningKey {
+    SigningKey::from_bytes(&[3; 32])
+}
+
+fn agent() -> SigningKey {
+    SigningKey::from_bytes(&[1; 32])
+}
+
+fn provider() -> AccountAddress {
+    AccountAddress(Digest32::of(b"provider"))
+}
+
+fn deposit() -> AccountAddress {
+    deposit_code().deposit_address(NetworkId::LOCAL, &owner().verifying_key().to_bytes())
+}
+
+fn grant() -> Grant {
+    Grant {
+        network: NetworkId::LOCAL,
+        contract: deposit(),
+        agent_key: agent().verifying_key().to_bytes(),
+        payout_address: provider(),
+        prices: Prices {
+            input_nano_per_kilotoken: 1_000_000_000,
+            output_nano_per_kilotoken: 3_000_000_000,
+        },
+        cap_nano: 2 * TON,
+        expires_s: now_s() + 3600,
+    }
+}
+
+fn voucher(grant: &Grant, input: u64, output: u64) -> SignedVoucher {
+    Voucher {
+        network: NetworkId::LOCAL,
+        contract: deposit(),
+        agent_key: grant.agent_key,
+        grant: grant.id(),
+        served: TokenCounts { input, output },
+    }
+    .sign(&agent())
+}
+
+async fn serve(dir: &Path) -> LocalChainHandle {
+    let chain = LocalChain::open(dir).unwrap();
+    chain.serve("127.0.0.1:0".parse().unwrap()).await.unwrap()
+}
+
+async fn connect(server: &LocalChainHandle) -> ChainClient {
+    // As everybody else: through the text of the configuration.
+    let config = GlobalConfig::parse(server.global_config().to_json().as_bytes()).unwrap();
+    ChainClient::connect(&config, NetworkId::LOCAL).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_funds_locks_is_charged_and_withdraws_and_a_restart_forgets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let chain = connect(&server).await;
+    assert_eq!(chain.balance(&deposit()).await.unwrap(), 0);
+    assert_eq!(chain.deposit(&deposit()).await.unwrap(), None);
+
+    assert_eq!(chain.request_faucet(&deposit(), 3 * TON).await.unwrap(), 3 * TON);
+    let grant = grant();
+    let locked = chain.lock_grant(&grant.clone().sign(&owner())).await.unwrap();
+    assert_eq!((locked.cap_nano, locked.paid_nano), (2 * TON, 0));
+    assert_eq!(locked.payout_address, provider());
+
+    let state = chain.settle(&voucher(&grant, 50, 100)).await.unwrap();
+    assert_eq!(state.paid_nano, TON * 35 / 100);
+    let received = chain.balance(&provider()).await.unwrap();
+    assert!(received > TON * 34 / 100 && received < TON * 35 / 100);
+
+    // Stopped between two settlements; the port changes, the key does not.
+    server.shutdown().await;
+    let server = serve(dir.path()).await;
+    let chain = connect(&server).await;
+    assert_eq!(chain.balance(&provider()).await.unwrap(), received);
+    assert_eq!(chain.grant(&deposit(), &grant.id()).await.unwrap(), Some(state));
+
+    // Again the same, and an older one: success, and nothing is paid.
+    assert_eq!(chain.settle(&voucher(&grant, 50, 100)).await.unwrap(), state);
+    assert_eq!(chain.settle(&voucher(&grant, 1, 1)).await.unwrap(), state);
+    assert_eq!(
+        chain.lock_grant(&grant.clone().sign(&owner())).await.unwrap(),
+        state
+    );
+    assert_eq!(chain.balance(&provider()).await.unwrap(), received);
+    chain.settle(&voucher(&grant, 50, 300)).await.unwrap();
+
+    let order = Withdrawal {
+        network: NetworkId::LOCAL,
+        contract: deposit(),
+        seqno: 0,
+        valid_until_s: now_s() + 60,
+        destination: AccountAddress(Digest32::of(b"wallet")),
+        amount_nano: WITHDRAW_ALL,
+        release: None,
+    };
+    let after = chain.withdraw(&order.clone().sign(&owner())).await.unwrap();
+    assert_eq!(after.seqno, 1);
+    assert!(after.balance_nano >= after.reserved_nano);
+    assert!(chain.balance(&order.destination).await.unwrap() > TON / 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let chain = connect(&server).await;
+    let grant = grant();
+    let signed = grant.clone().sign(&owner());
+
+    let error = chain.lock_grant(&signed).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ChainError::InsufficientFunds {
+                available_nano: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = chain.settle(&voucher(&grant, 50, 100)).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ChainError::Refused {
+                exit_code: Some(210),
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    chain.request_faucet(&deposit(), 3 * TON).await.unwrap();
+    chain.lock_grant(&signed).await.unwrap();
+    let code = |error: ChainError| match error {
+        ChainError::Refused { exit_code, .. } => exit_code,
+        other => unreachable!("{other}"),
+    };
+    let mut forged = voucher(&grant, 50, 100);
+    forged.voucher.served.output += 1;
+    assert_eq!(code(chain.settle(&forged).await.unwrap_err()), Some(204));
+    assert_eq!(
+        code(chain.settle(&voucher(&grant, 1, 1)).await.unwrap_err()),
+        Some(214)
+    );
+    assert_eq!(
+        code(chain.settle(&voucher(&grant, 0, 1_000_000)).await.unwrap_err()),
+        Some(213)
+    );
+
+    for change in [
+        |grant: &mut Grant| grant.network = NetworkId::MAINNET,
+        |grant: &mut Grant| grant.contract = provider(),
+        |grant: &mut Grant| grant.cap_nano = settle_minimum_nano() - 1,
+    ] {
+        let mut changed = grant.clone();
+        change(&mut changed);
+        let error = chain.lock_grant(&changed.sign(&owner())).await.unwrap_err();
+        assert!(matches!(error, ChainError::Invalid { .. }), "{error}");
+    }
+    assert_eq!(chain.balance(&provider()).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_config_of_another_network_is_noticed_and_has_no_faucet() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let error = ChainClient::connect(server.global_config(), NetworkId::TESTNET)
+        .await
+        .unwrap_err();
+    let expected = NetworkId::TESTNET.0;
+    assert!(
+        matches!(error, ChainError::WrongNetwork { found: -417, expected: e } if e == expected),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_server_and_a_wrong_key_are_unreachable_and_the_next_one_is_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let good = server.global_config().liteservers()[0];
+    let mut wrong_key = good;
+    wrong_key.key = SigningKey::from_bytes(&[8; 32]).verifying_key().to_bytes();
+    let error = ChainClient::connect(&GlobalConfig::single(wrong_key), NetworkId::LOCAL)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ChainError::Unreachable { tried: 1, .. }),
+        "{error}"
+    );
+
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut dead = good;
+    dead.address.set_port(unused.port());
+    let mut both: serde_json::Value = serde_json::from_str(&GlobalConfig::single(dead).to_json()).unwrap();
+    let second: serde_json::Value = serde_json::from_str(&server.global_config().to_json()).unwrap();
+    both["liteservers"]
+        .as_array_mut()
+        .unwrap()
+        .push(second["liteservers"][0].clone());
+    let both = GlobalConfig::parse(both.to_string().as_bytes()).unwrap();
+    let chain = ChainClient::connect(&both, NetworkId::LOCAL).await.unwrap();
+    assert_eq!(chain.request_faucet(&deposit(), TON).await.unwrap(), TON);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_directory_serves_once_and_only_on_loopback() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path()).await;
+    let error = LocalChain::open(dir.path()).unwrap_err();
+    assert!(matches!(error, LocalChainError::InUse { .. }), "{error}");
+    let other = tempfile::tempdir().unwrap();
+    let everywhere = "0.0.0.0:0".parse().unwrap();
+    let error = LocalChain::open(other.path())
+        .unwrap()
+        .serve(everywhere)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, LocalChainError::NotLoopback(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_who_do_not_speak_the_protocol_do_not_stop_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    for _ in 0..40 {
+        let mut stranger = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+        stranger.write_all(&[0x5a; 600]).await.unwrap();
+        let mut rest = vec![];
+        // Closed by the server, with or without a reset.
+        let _ = stranger.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+    }
+    let chain = connect(&server).await;
+    assert_eq!(chain.request_faucet(&deposit(), TON).await.unwrap(), TON);
+}
