@@ -4,7 +4,21 @@
 //! It trusts the processor and the kernel it was measured with. The host (documents, disks, credit, time) and
 //! the engine (counts, liveness) are not trusted; see each module for how far they are believed.
 
+mod answer;
+pub mod attest;
+pub mod boot;
+pub mod certificate;
 pub mod console;
+pub mod control;
+mod dm;
+pub mod engine;
+pub mod guest;
 pub mod host;
+pub mod meter;
+pub mod openai;
+pub mod platform;
+pub mod process;
+pub mod records;
+pub mod serve;
 pub mod system;
 pub mod transport;

@@ -1,18 +1,28 @@
 //! Starts as PID 1, never returns: the guest serves, or it powers off.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use cocoon_agent::{
+    boot::{self, Disks, Parts},
     console::{Console, EXPORT},
+    engine::Engine,
+    guest,
     host::HostClient,
+    platform,
+    process::{Children, EngineCommand},
+    serve::Deadlines,
     system,
-    transport::VsockDial,
+    transport::{Dial, VsockDial, VsockListen},
 };
-use cocoon_protocol::host::{Stage, ToHost};
+use cocoon_protocol::host::{GUEST_CONTROL_PORT, GUEST_TLS_PORT, Stage, ToHost};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 
 /// How long the host gets to take the reason of a failed boot.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
+
+const ENGINE: &str = "/usr/bin/cocoon-engine";
+const ENGINE_USER: u32 = 1000;
 
 fn main() {
     if std::process::id() != 1 {
@@ -27,27 +37,71 @@ fn main() {
     let _ = tracing::subscriber::set_global_default(Console);
     let mounted = system::mount_all();
     system::limit_read_ahead(Path::new("/sys/block"));
+    // One thread: forking the engine and reaping it cannot interleave, and TLS for a few clients needs no more.
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(mounted)),
+        Ok(runtime) => runtime.block_on(live(mounted)),
         Err(error) => error!(target: EXPORT, "no event loop: {error}"),
     }
     system::power_off();
 }
 
-async fn run(mounted: Result<(), system::MountError>) {
-    let host = HostClient::new(Arc::new(VsockDial));
-    let stage = ToHost::Stage {
-        stage: Stage::Agent,
-        uptime_ms: system::uptime().as_millis() as u64,
-    };
-    if let Err(error) = host.tell(&stage, Duration::from_secs(30)).await {
-        error!(target: EXPORT, "{error}");
+async fn live(mounted: Result<(), system::MountError>) {
+    let dial: Arc<dyn Dial> = Arc::new(VsockDial);
+    let host = Arc::new(HostClient::new(Arc::clone(&dial)));
+    if let Err(reason) = serve(mounted, dial, Arc::clone(&host)).await {
+        error!(target: EXPORT, "{reason}");
+        let last_words = ToHost::BootFailed { reason };
+        // If the host does not listen, QEMU's end is all it learns.
+        let _ = host.tell(&last_words, LAST_WORDS_DEADLINE).await;
     }
-    let reason = match mounted {
-        Err(error) => error.to_string(),
-        Ok(()) => "this build of the agent only tells that it runs".into(),
+}
+
+async fn serve(
+    mounted: Result<(), system::MountError>,
+    dial: Arc<dyn Dial>,
+    host: Arc<HostClient>,
+) -> Result<(), String> {
+    mounted.map_err(|error| format!("{error}: {}", error.cause()))?;
+    let children = Children::default();
+    reap_on_signal(children.clone())?;
+    let engine = Engine::start(Arc::new(EngineCommand {
+        program: ENGINE.into(),
+        arguments: vec![],
+        user: ENGINE_USER,
+        threads: thread::available_parallelism().map_or(1, usize::from),
+        console: cfg!(feature = "simulated"),
+        children,
+    }));
+    boot::tell_stage(&host, Stage::Agent, Duration::ZERO).await;
+    let platform =
+        platform::detect(Path::new("/sys"), Arc::clone(&dial)).map_err(|error| error.to_string())?;
+    let volumes = Arc::new(Disks {
+        sys_block: "/sys/block".into(),
+    });
+    let parts = Parts {
+        host,
+        platform,
+        volumes,
+        engine,
     };
-    let _ = host
-        .tell(&ToHost::BootFailed { reason }, LAST_WORDS_DEADLINE)
-        .await;
+    let guest = boot::boot(parts).await.map_err(|error| error.to_string())?;
+    let listen =
+        |port| VsockListen::bind(port).map_err(|error| format!("listening on vsock port {port}: {error}"));
+    let https = Box::new(listen(GUEST_TLS_PORT)?);
+    let mut control = listen(GUEST_CONTROL_PORT)?;
+    guest::run(guest, dial, https, &mut control, Deadlines::default())
+        .await
+        .map_err(|error| format!("making the TLS identity: {error}"))
+}
+
+/// As PID 1 this process collects every ended process of the guest.
+fn reap_on_signal(children: Children) -> Result<(), String> {
+    let mut ended =
+        signal(SignalKind::child()).map_err(|error| format!("registering for ended children: {error}"))?;
+    tokio::spawn(async move {
+        while ended.recv().await.is_some() {
+            children.reap();
+        }
+    });
+    Ok(())
 }

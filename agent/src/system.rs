@@ -25,6 +25,13 @@ pub struct MountError {
     source: Errno,
 }
 
+impl MountError {
+    /// The kernel's answer.
+    pub fn cause(&self) -> Errno {
+        self.source
+    }
+}
+
 /// Mounts the kernel's file systems. The mount points exist in the read-only root.
 ///
 /// # Errors

@@ -1,0 +1,270 @@
+//! From the engine's events to the client's answer.
+//!
+//! A task of its own drives each request to its end, whether the client stays or goes: what was generated is
+//! charged and recorded even if nobody listens any more. The client's side only reads pieces from a queue.
+//!
+//! If the engine fails in the middle, the stream carries an error in place of a receipt. Text that was already
+//! delivered is then not charged.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cocoon_protocol::{
+    ContentKey, SignedReceipt, TokenCounts,
+    engine::{Fault, FinishReason},
+};
+use hyper::body::Frame;
+use serde_json::Value;
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{
+    engine::{Event, Running},
+    meter::{Finished, Reservation},
+    openai::{Answer, ApiError, finish_reason},
+};
+
+/// Pieces waiting for the client; a slower client holds up only itself.
+const PIECES_MAX: usize = 16;
+/// A client that takes nothing for this long has gone.
+const CLIENT_DEADLINE: Duration = Duration::from_secs(30);
+/// Between two events of one request; a long prompt on a CPU is read in one go.
+const ENGINE_DEADLINE: Duration = Duration::from_secs(300);
+/// From a cancellation to the engine's last event.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A request on its way.
+pub(crate) struct Job {
+    pub(crate) running: Running,
+    pub(crate) reservation: Reservation,
+    pub(crate) request_id: String,
+    pub(crate) request: Bytes,
+}
+
+/// The end of an answer.
+pub(crate) struct End {
+    reason: &'static str,
+    tokens: TokenCounts,
+    receipt: (SignedReceipt, ContentKey),
+}
+
+/// What the client's side reads. The last is `End` or `Failed`.
+pub(crate) enum Piece {
+    Text(String),
+    End(Box<End>),
+    Failed(ApiError),
+}
+
+/// Starts driving a request.
+pub(crate) fn start(job: Job) -> mpsc::Receiver<Piece> {
+    let (sender, receiver) = mpsc::channel(PIECES_MAX);
+    tokio::spawn(drive(job, sender));
+    receiver
+}
+
+async fn drive(mut job: Job, client: mpsc::Sender<Piece>) {
+    let mut answer = String::new();
+    let mut gone = false;
+    let last = loop {
+        let deadline = if gone { CANCEL_DEADLINE } else { ENGINE_DEADLINE };
+        let event = tokio::select! {
+            event = timeout(deadline, job.running.next()) => event,
+            () = client.closed(), if !gone => {
+                gone = true;
+                job.running.cancel();
+                continue;
+            }
+        };
+        match event {
+            Err(_) => {
+                job.running.give_up();
+                break failed(Fault::Engine, "the engine stopped answering");
+            }
+            Ok(Event::Text(text)) => {
+                answer.push_str(&text);
+                let taken = gone
+                    || matches!(
+                        timeout(CLIENT_DEADLINE, client.send(Piece::Text(text))).await,
+                        Ok(Ok(()))
+                    );
+                if !taken {
+                    gone = true;
+                    job.running.cancel();
+                }
+            }
+            Ok(Event::Finished(reason, tokens)) => match settle(job, &answer, reason, tokens) {
+                Some(end) => break Piece::End(Box::new(end)),
+                None => return,
+            },
+            Ok(Event::Failed(fault, reason)) => break failed(fault, &reason),
+        }
+    };
+    // A client that is gone does not take it, and needs not.
+    let _ = timeout(CLIENT_DEADLINE, client.send(last)).await;
+}
+
+/// `None` if the client left before the engine began: there is nothing to charge.
+fn settle(job: Job, answer: &str, reason: FinishReason, tokens: TokenCounts) -> Option<End> {
+    if tokens == TokenCounts::default() {
+        return None;
+    }
+    let reason = finish_reason(reason);
+    let finished = Finished {
+        request_id: &job.request_id,
+        request: &job.request,
+        answer,
+        reason,
+    };
+    let receipt = job.reservation.settle(tokens, &finished);
+    let tokens = receipt.0.receipt.tokens;
+    Some(End {
+        reason,
+        tokens,
+        receipt,
+    })
+}
+
+fn failed(fault: Fault, reason: &str) -> Piece {
+    Piece::Failed(match fault {
+        Fault::Client => ApiError::new(400, "request_refused", reason),
+        Fault::Engine => ApiError::new(500, "engine_failed", reason),
+    })
+}
+
+fn cut_short() -> ApiError {
+    ApiError::new(500, "engine_failed", "the request ended without an answer")
+}
+
+/// Waits for the whole answer.
+pub(crate) async fn collect(answer: &Answer, mut pieces: mpsc::Receiver<Piece>) -> Result<Value, ApiError> {
+    let mut text = String::new();
+    while let Some(piece) = pieces.recv().await {
+        match piece {
+            Piece::Text(more) => text.push_str(&more),
+            Piece::End(end) => return Ok(answer.whole(&text, end.reason, end.tokens, &end.receipt)),
+            Piece::Failed(error) => return Err(error),
+        }
+    }
+    Err(cut_short())
+}
+
+/// Waits for the first piece, so that a request that fails at once still gets an HTTP status, then streams.
+pub(crate) async fn stream(
+    answer: Answer,
+    mut pieces: mpsc::Receiver<Piece>,
+    include_usage: bool,
+) -> Result<Body, ApiError> {
+    let first = match pieces.recv().await {
+        Some(Piece::Failed(error)) => return Err(error),
+        None => return Err(cut_short()),
+        Some(piece) => piece,
+    };
+    let mut head = sse(&answer.first());
+    let mut events = Events {
+        answer,
+        include_usage,
+        ended: false,
+    };
+    head.push_str(&events.encode(first));
+    Ok(Body::Events {
+        head: Some(head),
+        events,
+        pieces,
+    })
+}
+
+/// An HTTP body: all at once, or server-sent events as they come.
+pub(crate) enum Body {
+    Whole(Option<Bytes>),
+    Events {
+        head: Option<String>,
+        events: Events,
+        pieces: mpsc::Receiver<Piece>,
+    },
+}
+
+/// Turns pieces into server-sent events.
+pub(crate) struct Events {
+    answer: Answer,
+    include_usage: bool,
+    ended: bool,
+}
+
+impl Body {
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        Self::Whole(Some(bytes))
+    }
+}
+
+impl Events {
+    fn encode(&mut self, piece: Piece) -> String {
+        let answer = &self.answer;
+        self.ended = !matches!(piece, Piece::Text(_));
+        match piece {
+            Piece::Text(text) => sse(&answer.text(&text)),
+            Piece::Failed(error) => sse(&error.body()),
+            Piece::End(end) => {
+                let usage = if self.include_usage {
+                    sse(&answer.usage(end.tokens))
+                } else {
+                    String::new()
+                };
+                let (finish, receipt) = (
+                    sse(&answer.finish(end.reason)),
+                    sse(&answer.receipt(&end.receipt)),
+                );
+                format!("{finish}{usage}{receipt}data: [DONE]\n\n")
+            }
+        }
+    }
+}
+
+fn sse(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let frame = |bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
+        match self.get_mut() {
+            Self::Whole(bytes) => bytes.take().map_or(Poll::Ready(None), frame),
+            Self::Events { head, events, pieces } => {
+                if let Some(head) = head.take() {
+                    return frame(head.into());
+                }
+                if events.ended {
+                    return Poll::Ready(None);
+                }
+                match pieces.poll_recv(cx) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Some(piece)) => frame(events.encode(piece).into()),
+                    // Without an end the body must not look complete.
+                    Poll::Ready(None) => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        match self {
+            Self::Whole(bytes) => {
+                hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Events { .. } => hyper::body::SizeHint::default(),
+        }
+    }
+}

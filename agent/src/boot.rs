@@ -1,0 +1,297 @@
+//! From an empty register to a guest that can serve, in the order of the events in RTMR3.
+//!
+//! Each input is extended as the bytes that came, before anything interprets them: a document that does not
+//! parse, or a disk that does not map, is in the register all the same.
+
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cocoon_evidence::EventKind;
+use cocoon_protocol::{
+    LAUNCH_DOCUMENT_BYTES_MAX, LaunchDocument, LaunchDocumentError, VerityVolume,
+    host::{FromHost, Stage, ToHost},
+};
+use ed25519_dalek::SigningKey;
+use tokio::time::timeout;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::{
+    attest::{Attestor, MeasureError, Measurer},
+    console::EXPORT,
+    dm::{self, MapError},
+    engine::{Engine, Status},
+    host::{HostClient, HostError},
+    meter,
+    platform::Platform,
+    system,
+};
+
+/// Where the model volume is mounted.
+pub const MODEL_DIR: &str = "/model";
+
+/// Serial number of the model's virtio disk; the launcher sets it. Which disk it is decides nothing: verity
+/// does.
+const MODEL_SERIAL: &str = "cocoon-model";
+
+/// Collateral for one quote is some tens of kilobytes.
+const ENDORSEMENTS_BYTES_MAX: usize = 256 * 1024;
+
+const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
+const STAGE_DEADLINE: Duration = Duration::from_secs(5);
+const ENGINE_DEADLINE: Duration = Duration::from_secs(330);
+
+/// Why the guest cannot serve. It powers off.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The host.
+    #[error("asking the host for the launch document: {0}")]
+    Host(#[from] HostError),
+    /// The host answered with too many bytes.
+    #[error("the host's {what} has {bytes} bytes, at most {bytes_max} are allowed")]
+    TooLarge {
+        /// Which part of the answer.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// RTMR3.
+    #[error("measuring: {0}")]
+    Measure(#[from] MeasureError),
+    /// The launch document was measured and is not valid.
+    #[error("{}", with_source(.0))]
+    Document(#[from] LaunchDocumentError),
+    /// No disk, or not the one of the launch document.
+    #[error(
+        "the model volume cannot be mounted: {0}; check that the disk holds the volume of the launch document"
+    )]
+    Volume(#[from] VolumeError),
+    /// The engine.
+    #[error("the engine is not ready: {reason}")]
+    Engine {
+        /// Its words, or ours.
+        reason: String,
+    },
+}
+
+/// Why the model volume is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// No disk has [`MODEL_SERIAL`].
+    #[error("no disk has the serial number {MODEL_SERIAL:?}")]
+    Missing,
+    /// Mapping it.
+    #[error("{}", with_source(.0))]
+    Map(#[from] MapError),
+    /// Mounting it; with a wrong root hash this is where the first block fails to verify.
+    #[error("mounting the verified device failed: {0}")]
+    Mount(#[source] io::Error),
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    error
+        .source()
+        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// The disk that holds the model.
+pub trait Volumes: Send + Sync {
+    /// Path of the device, as it stands in the measured table.
+    ///
+    /// # Errors
+    /// There is none.
+    fn find(&self) -> Result<String, VolumeError>;
+
+    /// Maps the device through dm-verity with exactly this table and mounts it.
+    ///
+    /// # Errors
+    /// See [`VolumeError`].
+    fn mount(&self, table: &str, sectors: u64) -> Result<(), VolumeError>;
+}
+
+/// The guest's virtio disks.
+pub struct Disks {
+    /// `/sys/block`.
+    pub sys_block: PathBuf,
+}
+
+impl Volumes for Disks {
+    /// `/dev/NAME` with the kernel's name. The launcher attaches the root first and the model second, so this
+    /// is `/dev/vdb`; were it another name, the measured table and thus RTMR3 would differ from the prediction.
+    fn find(&self) -> Result<String, VolumeError> {
+        let entries = fs::read_dir(&self.sys_block).map_err(|_| VolumeError::Missing)?;
+        let mut names = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| {
+                let serial = fs::read_to_string(self.sys_block.join(name).join("serial"));
+                serial.is_ok_and(|serial| serial.trim_end() == MODEL_SERIAL)
+            })
+            .collect::<Vec<_>>();
+        names.sort();
+        let first = names.into_iter().next().ok_or(VolumeError::Missing)?;
+        Ok(format!("/dev/{first}"))
+    }
+
+    fn mount(&self, table: &str, sectors: u64) -> Result<(), VolumeError> {
+        let device = dm::map_verity(table, sectors)?;
+        system::mount_model(&device, MODEL_DIR.as_ref()).map_err(VolumeError::Mount)
+    }
+}
+
+/// What booting works with.
+pub struct Parts {
+    /// The host's service port.
+    pub host: Arc<HostClient>,
+    /// The processor.
+    pub platform: Arc<dyn Platform>,
+    /// The disks.
+    pub volumes: Arc<dyn Volumes>,
+    /// The engine's process, already starting.
+    pub engine: Engine,
+}
+
+/// A measured guest with a loaded model.
+pub struct Guest {
+    /// What the host asked for, as measured.
+    pub launch: Arc<LaunchDocument>,
+    /// Makes evidence.
+    pub attestor: Attestor,
+    /// Signs vouchers and receipts; made at this boot, never leaves.
+    pub usage_key: SigningKey,
+    /// Passed on to clients as is.
+    pub endorsements: Bytes,
+    /// With a loaded model.
+    pub engine: Engine,
+    /// The host's service port.
+    pub host: Arc<HostClient>,
+}
+
+/// Runs the whole sequence.
+///
+/// # Errors
+/// See [`BootError`]. What was extended stays extended.
+pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
+    let Parts {
+        host,
+        platform,
+        volumes,
+        engine,
+    } = parts;
+    let mut measurer = Measurer::new(platform);
+    let (document, endorsements) = fetch_launch(&host).await?;
+    measurer
+        .record(EventKind::LaunchDocument, document.clone())
+        .await?;
+    let launch = LaunchDocument::parse(&document)?;
+
+    mount_model(&mut measurer, &*volumes, &launch.model.verity).await?;
+    engine.load(MODEL_DIR, launch.numeric_profile, launch.limits);
+    tell_stage(&host, Stage::Model, Duration::ZERO).await;
+
+    let usage_key = SigningKey::from_bytes(&Zeroizing::new(meter::random()));
+    let public = usage_key.verifying_key().to_bytes();
+    measurer.record(EventKind::UsageKey, public.to_vec()).await?;
+    // This image has no GPU driver: there is no evidence, and that is what is measured.
+    measurer.record(EventKind::GpuEvidence, vec![]).await?;
+
+    let elapsed = wait_loaded(&engine).await?;
+    tell_stage(&host, Stage::Engine, elapsed).await;
+    let attestor = measurer.finish().await?;
+    tell_stage(&host, Stage::Ready, Duration::ZERO).await;
+    Ok(Guest {
+        launch: Arc::new(launch),
+        attestor,
+        usage_key,
+        endorsements: endorsements.into(),
+        engine,
+        host,
+    })
+}
+
+async fn fetch_launch(host: &HostClient) -> Result<(Vec<u8>, Vec<u8>), BootError> {
+    let FromHost::Launch {
+        document,
+        endorsements,
+    } = host.call(&ToHost::Launch, LAUNCH_DEADLINE).await?
+    else {
+        return Err(HostError::Unexpected.into());
+    };
+    let bounds = [
+        ("launch document", document.len(), LAUNCH_DOCUMENT_BYTES_MAX),
+        ("endorsements", endorsements.len(), ENDORSEMENTS_BYTES_MAX),
+    ];
+    match bounds.into_iter().find(|(_, bytes, bytes_max)| bytes > bytes_max) {
+        Some((what, bytes, bytes_max)) => Err(BootError::TooLarge {
+            what,
+            bytes,
+            bytes_max,
+        }),
+        None => Ok((document, endorsements)),
+    }
+}
+
+/// The event is the very table that the kernel is given, and is extended before the kernel reads the disk.
+async fn mount_model(
+    measurer: &mut Measurer,
+    volumes: &dyn Volumes,
+    verity: &VerityVolume,
+) -> Result<(), BootError> {
+    let table = verity.table(&volumes.find()?);
+    measurer
+        .record(EventKind::Model, table.clone().into_bytes())
+        .await?;
+    Ok(volumes.mount(&table, verity.sectors())?)
+}
+
+/// Waits until the model is loaded. A child that fails to load it is fatal here: at boot there is nothing yet
+/// that a restart could save.
+async fn wait_loaded(engine: &Engine) -> Result<Duration, BootError> {
+    let mut status = engine.status();
+    let wait = status.wait_for(|status| *status != Status::Starting(None));
+    match timeout(ENGINE_DEADLINE, wait)
+        .await
+        .map(|status| status.map(|status| status.clone()))
+    {
+        Ok(Ok(Status::Loaded { elapsed_ms })) => Ok(Duration::from_millis(elapsed_ms)),
+        Ok(Ok(Status::Starting(reason))) => Err(BootError::Engine {
+            reason: reason.unwrap_or_default(),
+        }),
+        Ok(Err(_)) | Err(_) => Err(BootError::Engine {
+            reason: "no answer in time".into(),
+        }),
+    }
+}
+
+/// Tells the host how far the guest is, or was `ago`. A host that does not listen is no reason to stop.
+pub async fn tell_stage(host: &HostClient, stage: Stage, ago: Duration) {
+    let uptime_ms = system::uptime().saturating_sub(ago).as_millis() as u64;
+    info!(target: EXPORT, "{stage:?} after {uptime_ms} ms");
+    if let Err(error) = host
+        .tell(&ToHost::Stage { stage, uptime_ms }, STAGE_DEADLINE)
+        .await
+    {
+        warn!(target: EXPORT, "the host was not told of stage {stage:?}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_disk_is_found_by_its_serial_number() {
+        let sys = tempfile::tempdir().unwrap();
+        let disks = Disks {
+            sys_block: sys.path().into(),
+        };
+        assert!(matches!(disks.find(), Err(VolumeError::Missing)));
+        for (name, serial) in [("vda", "cocoon-root\n"), ("vdb", "cocoon-model\n")] {
+            fs::create_dir(sys.path().join(name)).unwrap();
+            fs::write(sys.path().join(name).join("serial"), serial).unwrap();
+        }
+        fs::create_dir(sys.path().join("dm-0")).unwrap();
+        assert_eq!(disks.find().unwrap(), "/dev/vdb");
+    }
+}

@@ -1,0 +1,106 @@
+//! The serving guest: what runs between `ready` and power-off.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use cocoon_protocol::host::Stage;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tracing::{info, warn};
+
+use crate::{
+    boot::{self, Guest},
+    certificate::{self, Identity, IdentityError},
+    console::EXPORT,
+    control,
+    host::HostClient,
+    meter::{self, Meter},
+    records::Outbox,
+    serve::{self, Deadlines, Service},
+    transport::{Dial, Listen},
+};
+
+/// For records, after the last request has ended.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(15);
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+
+/// Serves until the host asks to shut down; then finishes what runs, hands over the records and returns.
+///
+/// # Errors
+/// There is no TLS identity, so nothing was served.
+pub async fn run(
+    guest: Guest,
+    dial: Arc<dyn Dial>,
+    mut https: Box<dyn Listen>,
+    control: &mut dyn Listen,
+    deadlines: Deadlines,
+) -> Result<(), IdentityError> {
+    let Guest {
+        launch,
+        attestor,
+        usage_key,
+        endorsements,
+        engine,
+        host,
+    } = guest;
+    let attestor = Arc::new(attestor);
+    let outbox = Arc::new(Outbox::default());
+    let meter = Arc::new(Meter::new(
+        usage_key,
+        Arc::clone(&launch),
+        Arc::clone(&host),
+        Arc::clone(&outbox),
+    ));
+    let usage_key = meter.usage_key();
+    let identity = Identity::generate(&attestor, &usage_key).await?;
+    let identity = watch::Sender::new(Arc::new(identity));
+    let service = Arc::new(Service {
+        launch,
+        attestor: Arc::clone(&attestor),
+        identity: identity.subscribe(),
+        endorsements,
+        meter: Arc::clone(&meter),
+        engine,
+        deadlines,
+        draining: AtomicBool::new(false),
+        created_s: meter::now_s(),
+    });
+    // Records have a connection of their own: while the host's disk is slow, credit can still be asked for.
+    let records_host = HostClient::new(dial);
+    let background = async {
+        tokio::join!(
+            serve::serve(Arc::clone(&service), &mut *https),
+            certificate::rotate(&attestor, &usage_key, &identity),
+            outbox.deliver(&records_host),
+        );
+    };
+    let foreground = async {
+        boot::tell_stage(&host, Stage::Serving, Duration::ZERO).await;
+        let grace = control::wait_for_shutdown(control).await;
+        info!(target: EXPORT, "shutting down, {} requests run", meter.running());
+        service.draining.store(true, Ordering::Relaxed);
+        drain(&meter, grace).await;
+        if !outbox.flushed(FLUSH_DEADLINE).await {
+            warn!(target: EXPORT, "{} usage records are lost", outbox.waiting());
+        }
+    };
+    tokio::select! {
+        () = background => {}
+        () = foreground => {}
+    }
+    Ok(())
+}
+
+async fn drain(meter: &Meter, grace: Duration) {
+    let end = Instant::now() + grace;
+    while meter.running() > 0 && Instant::now() < end {
+        sleep(DRAIN_STEP).await;
+    }
+}

@@ -1,0 +1,339 @@
+//! Who may ask, what it costs, and the signatures over it.
+//!
+//! One account for each grant, whatever the number of connections bound to it. A request is admitted only if
+//! the price of everything served, everything running at its worst case and this request at its worst case is
+//! within the grant's line of credit, so the sum of all vouchers never exceeds it. The host's word on credit
+//! is believed only up to the grant's cap: by overstating it the host cheats itself.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cocoon_evidence::Digest32;
+use cocoon_protocol::{
+    ContentKey, GrantError, LaunchDocument, Receipt, SessionProof, SignedGrant, SignedReceipt, TokenCounts,
+    Voucher,
+    host::{FromHost, ToHost, UsageRecord},
+};
+use ed25519_dalek::SigningKey;
+
+use crate::{
+    host::HostClient,
+    records::{Outbox, UNSTORED_RECORDS_MAX},
+};
+
+/// Accounts kept; each was backed by credit on the chain when it was opened.
+const ACCOUNTS_MAX: usize = 65_536;
+
+const CREDIT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Why a grant or a request is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum MeterError {
+    /// The grant itself.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+    /// The grant is somebody else's, or the proof was made for another connection.
+    #[error("the session proof is not by the grant's owner for this TLS session")]
+    Session,
+    /// The host reports no credit at all.
+    #[error("the host reports no credit for this grant: {reason}")]
+    NoCredit {
+        /// The host's words.
+        reason: String,
+    },
+    /// The worst case does not fit.
+    #[error(
+        "the request could cost up to {needed_nano} nanoTON with what is served and running, but the credit is \
+         {credit_nano} nanoTON; ask for fewer tokens or send a new grant"
+    )]
+    Credit {
+        /// Served, running and this request, at worst.
+        needed_nano: u64,
+        /// The line.
+        credit_nano: u64,
+    },
+    /// `limits.requests_max` requests run.
+    #[error("all places are taken, try again")]
+    Busy,
+    /// [`UNSTORED_RECORDS_MAX`] records wait for the host.
+    #[error("the host does not store usage records, so nothing more is served until it does")]
+    Unstored,
+    /// The host gives no credit line.
+    #[error("the host cannot be asked for the credit of this grant")]
+    Host,
+    /// [`ACCOUNTS_MAX`].
+    #[error("this node has no room for another grant")]
+    Full,
+}
+
+/// An account's balance, in the answer to a grant.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Balance {
+    /// Served up to this, nanoTON.
+    pub credit_nano: u64,
+    /// The price of `served`, nanoTON.
+    pub served_nano: u64,
+    /// All tokens so far.
+    pub served: TokenCounts,
+}
+
+/// Accounts and the key that signs for them.
+pub struct Meter {
+    key: SigningKey,
+    launch: Arc<LaunchDocument>,
+    host: Arc<HostClient>,
+    outbox: Arc<Outbox>,
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    accounts: HashMap<Digest32, Account>,
+    records: u64,
+    running: u32,
+}
+
+struct Account {
+    grant: SignedGrant,
+    credit_nano: u64,
+    served: TokenCounts,
+    reserved: TokenCounts,
+}
+
+/// What is signed into a receipt beside the counts.
+pub struct Finished<'a> {
+    /// The request's id in OpenAI's API.
+    pub request_id: &'a str,
+    /// The body of the HTTP request.
+    pub request: &'a [u8],
+    /// The text of the answer.
+    pub answer: &'a str,
+    /// `stop`, `length` or `cancelled`.
+    pub reason: &'static str,
+}
+
+/// An admitted request: its worst case is set aside until it is settled or dropped.
+pub struct Reservation {
+    meter: Arc<Meter>,
+    grant: Digest32,
+    worst: TokenCounts,
+}
+
+impl Meter {
+    /// No accounts yet.
+    pub fn new(
+        key: SigningKey,
+        launch: Arc<LaunchDocument>,
+        host: Arc<HostClient>,
+        outbox: Arc<Outbox>,
+    ) -> Self {
+        Self {
+            key,
+            launch,
+            host,
+            outbox,
+            book: Mutex::default(),
+        }
+    }
+
+    /// The usage key's public half.
+    pub fn usage_key(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
+    }
+
+    /// Requests that are running.
+    pub fn running(&self) -> u32 {
+        self.lock().running
+    }
+
+    /// Checks a grant and its owner's presence on this TLS session, and opens or finds its account.
+    ///
+    /// # Errors
+    /// See [`MeterError`].
+    pub async fn bind(
+        &self,
+        grant: SignedGrant,
+        proof: &SessionProof,
+        exporter: &[u8; 32],
+    ) -> Result<(Digest32, Balance), MeterError> {
+        grant.check(&self.usage_key(), &self.launch, now_s())?;
+        if !proof.is_genuine(exporter, &grant) {
+            return Err(MeterError::Session);
+        }
+        let (credit_nano, reason) = self.ask_credit(&grant).await?;
+        let id = grant.grant.id();
+        let mut book = self.lock();
+        let known = book.accounts.contains_key(&id);
+        if credit_nano == 0 && !known {
+            return Err(MeterError::NoCredit { reason });
+        }
+        if !known && book.accounts.len() >= ACCOUNTS_MAX {
+            return Err(MeterError::Full);
+        }
+        let account = book.accounts.entry(id).or_insert_with(|| Account {
+            grant,
+            credit_nano,
+            served: TokenCounts::default(),
+            reserved: TokenCounts::default(),
+        });
+        account.credit_nano = credit_nano;
+        let balance = Balance {
+            credit_nano,
+            served_nano: self.launch.prices.amount_nano(account.served).unwrap_or(u64::MAX),
+            served: account.served,
+        };
+        Ok((id, balance))
+    }
+
+    /// Sets a request's worst case aside. Asks the host once more where the known credit is too small.
+    ///
+    /// # Errors
+    /// See [`MeterError`].
+    pub async fn admit(
+        self: &Arc<Self>,
+        grant: Digest32,
+        worst: TokenCounts,
+    ) -> Result<Reservation, MeterError> {
+        match self.reserve(grant, worst) {
+            Err(MeterError::Credit { .. }) => {}
+            other => return other,
+        }
+        let signed = self
+            .lock()
+            .accounts
+            .get(&grant)
+            .map(|account| account.grant.clone());
+        let (credit_nano, _) = self.ask_credit(&signed.ok_or(MeterError::Host)?).await?;
+        if let Some(account) = self.lock().accounts.get_mut(&grant) {
+            account.credit_nano = credit_nano;
+        }
+        self.reserve(grant, worst)
+    }
+
+    fn reserve(self: &Arc<Self>, grant: Digest32, worst: TokenCounts) -> Result<Reservation, MeterError> {
+        if self.outbox.waiting() >= UNSTORED_RECORDS_MAX {
+            return Err(MeterError::Unstored);
+        }
+        let mut book = self.lock();
+        if book.running >= self.launch.limits.requests_max {
+            return Err(MeterError::Busy);
+        }
+        let account = book.accounts.get_mut(&grant).ok_or(MeterError::Host)?;
+        let (expires_s, now_s) = (account.grant.grant.expires_s, now_s());
+        if u64::from(expires_s) <= now_s {
+            return Err(GrantError::Expired { expires_s, now_s }.into());
+        }
+        let credit_nano = account.credit_nano;
+        let total = (account.reserved.checked_add(worst))
+            .and_then(|reserved| reserved.checked_add(account.served))
+            .and_then(|total| self.launch.prices.amount_nano(total))
+            .unwrap_or(u64::MAX);
+        if total > credit_nano {
+            return Err(MeterError::Credit {
+                needed_nano: total,
+                credit_nano,
+            });
+        }
+        account.reserved.input += worst.input;
+        account.reserved.output += worst.output;
+        book.running += 1;
+        drop(book);
+        let meter = Arc::clone(self);
+        Ok(Reservation { meter, grant, worst })
+    }
+
+    async fn ask_credit(&self, grant: &SignedGrant) -> Result<(u64, String), MeterError> {
+        let question = ToHost::Credit { grant: grant.clone() };
+        match self.host.call(&question, CREDIT_DEADLINE).await {
+            Ok(FromHost::Credit { nano, reason }) => Ok((nano.min(grant.grant.cap_nano), reason)),
+            _ => Err(MeterError::Host),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reservation {
+    /// Charges what was really used, never more than was set aside, and signs voucher, record and receipt.
+    /// Counters, record numbers and signatures are made under one lock, so that they are in one order.
+    pub fn settle(self, tokens: TokenCounts, finished: &Finished<'_>) -> (SignedReceipt, ContentKey) {
+        let tokens = TokenCounts {
+            input: tokens.input.min(self.worst.input),
+            output: tokens.output.min(self.worst.output),
+        };
+        let content_key = ContentKey(random());
+        let meter = &self.meter;
+        let launch = &meter.launch;
+        let mut book = meter.lock();
+        book.records += 1;
+        let number = book.records;
+        let account = book
+            .accounts
+            .get_mut(&self.grant)
+            .expect("accounts are never removed");
+        account.served.input += tokens.input;
+        account.served.output += tokens.output;
+        let served = account.served;
+        let voucher = Voucher {
+            network: launch.settlement.network,
+            contract: account.grant.grant.contract,
+            agent_key: meter.usage_key(),
+            grant: self.grant,
+            served,
+        };
+        let receipt = Receipt {
+            request_id: finished.request_id.into(),
+            model_root_hash: launch.model.verity.root_hash,
+            network: launch.settlement.network,
+            grant: self.grant,
+            tokens,
+            served,
+            served_nano: launch.prices.amount_nano(served).unwrap_or(u64::MAX),
+            request_commitment: content_key.commit("request", finished.request),
+            answer_commitment: content_key.commit("answer", finished.answer.as_bytes()),
+            finish_reason: finished.reason.into(),
+        }
+        .sign(&meter.key);
+        // The salt is the client's key, which the host is not given: the client, and nobody else, can show
+        // that this record is the one of this receipt.
+        let json = serde_json::to_vec(&receipt).expect("a receipt holds nothing that JSON cannot");
+        meter.outbox.push(UsageRecord {
+            number,
+            tokens,
+            commitment: content_key.commit("receipt", &json),
+            voucher: voucher.sign(&meter.key),
+        });
+        drop(book);
+        (receipt, content_key)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut book = self.meter.lock();
+        book.running -= 1;
+        if let Some(account) = book.accounts.get_mut(&self.grant) {
+            account.reserved.input -= self.worst.input;
+            account.reserved.output -= self.worst.output;
+        }
+    }
+}
+
+/// Random bytes from the kernel, which blocks until its generator is seeded.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the kernel's random generator does not fail once it is seeded");
+    bytes
+}
+
+/// Seconds since 1970 by the guest's clock, which the host sets.
+pub fn now_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,76 @@
+//! Asks the launcher, over vsock, for what the processor would do. Proves nothing: only a policy that names
+//! the launcher's test root accepts what comes of it.
+
+use std::{sync::Arc, time::Duration};
+
+use cocoon_evidence::{Digest48, ReportData, Rtmr};
+use cocoon_protocol::{
+    read_frame_async,
+    simulated::{FromPlatform, PLATFORM_PORT, ToPlatform},
+    write_frame_async,
+};
+use tokio::time::timeout;
+
+use super::{Platform, PlatformError};
+use crate::transport::{BoxFuture, Dial};
+
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The launcher's simulated TDX module and quoting enclave.
+pub struct Simulated(Arc<dyn Dial>);
+
+impl Simulated {
+    /// Reaches it through `dial`.
+    pub fn new(dial: Arc<dyn Dial>) -> Self {
+        Self(dial)
+    }
+
+    /// A connection for each call: calls are rare, and an extend must never be repeated unseen.
+    async fn ask(&self, attempt: &'static str, question: ToPlatform) -> Result<FromPlatform, PlatformError> {
+        let exchange = async {
+            let mut stream = self
+                .0
+                .dial(PLATFORM_PORT)
+                .await
+                .map_err(|error| error.to_string())?;
+            write_frame_async(&mut stream, &question)
+                .await
+                .map_err(|error| error.to_string())?;
+            read_frame_async(&mut stream)
+                .await
+                .map_err(|error| error.to_string())
+        };
+        match timeout(ANSWER_DEADLINE, exchange).await {
+            Err(_) => Err(PlatformError::new(attempt, "no answer in time")),
+            Ok(Err(cause)) => Err(PlatformError::new(attempt, cause)),
+            Ok(Ok(FromPlatform::Failed { reason })) => Err(PlatformError::new(attempt, reason)),
+            Ok(Ok(answer)) => Ok(answer),
+        }
+    }
+}
+
+impl Platform for Simulated {
+    fn extend(&self, digest: Digest48) -> BoxFuture<'_, Result<(), PlatformError>> {
+        const ATTEMPT: &str = "extending the simulated RTMR3";
+        Box::pin(async move {
+            let register = Rtmr::Rtmr3;
+            match self.ask(ATTEMPT, ToPlatform::Extend { register, digest }).await? {
+                FromPlatform::Extended => Ok(()),
+                _ => Err(PlatformError::new(ATTEMPT, "an answer to another question")),
+            }
+        })
+    }
+
+    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Vec<u8>, PlatformError>> {
+        const ATTEMPT: &str = "getting a simulated quote";
+        Box::pin(async move {
+            match self
+                .ask(ATTEMPT, ToPlatform::Quote { report_data: data.0 })
+                .await?
+            {
+                FromPlatform::Quote { quote } => Ok(quote),
+                _ => Err(PlatformError::new(ATTEMPT, "an answer to another question")),
+            }
+        })
+    }
+}

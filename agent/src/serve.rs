@@ -1,0 +1,387 @@
+//! Attested HTTPS: TLS 1.3 over any transport, HTTP/1.1 inside, one grant for each connection.
+//!
+//! Whoever connects is a stranger until a grant with a session proof is bound; before that only evidence,
+//! endorsements and the model's name are given out. Every read has a bound and a deadline.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cocoon_evidence::{Digest32, FreshBinding, NONCE_BYTES, Role};
+use cocoon_protocol::{LaunchDocument, SessionProof, SignedGrant};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::{
+    answer::{self, Body, Job},
+    attest::{AttestError, Attestor},
+    certificate::Identity,
+    engine::Engine,
+    meter::{self, Meter, MeterError},
+    openai::{self, Answer, ApiError, Chat},
+    transport::{BoxStream, Listen},
+};
+
+/// Connections at the same time. Each holds some tens of kilobytes.
+const CONNECTIONS_MAX: usize = 256;
+/// Of a request line and its headers.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+const HEADERS_MAX: usize = 64;
+/// Of a conversation; frames to the engine are four times as long.
+const CHAT_BYTES_MAX: usize = 1024 * 1024;
+const GRANT_BYTES_MAX: usize = 8 * 1024;
+/// After a listener's error, which can be one that comes again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a peer may take; tests shorten them.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// TLS handshake.
+    pub handshake: Duration,
+    /// From being idle to a complete head of a request, so also how long a connection may idle.
+    pub head: Duration,
+    /// A request's body.
+    pub body: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(20),
+            head: Duration::from_secs(90),
+            body: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What is served.
+pub struct Service {
+    /// Model, prices, limits.
+    pub launch: Arc<LaunchDocument>,
+    /// Makes evidence.
+    pub attestor: Arc<Attestor>,
+    /// The newest TLS identity.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// Passed on as is.
+    pub endorsements: Bytes,
+    /// Grants and their accounts.
+    pub meter: Arc<Meter>,
+    /// Answers.
+    pub engine: Engine,
+    /// For peers.
+    pub deadlines: Deadlines,
+    /// Set before the guest powers off: no further request is taken.
+    pub draining: AtomicBool,
+    /// When the model was loaded, seconds since 1970.
+    pub created_s: u64,
+}
+
+/// Serves every connection of `listener`, for ever.
+pub async fn serve(service: Arc<Service>, listener: &mut dyn Listen) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(stream) = listener.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // Over the limit the newest is dropped: waiting in the kernel's queue would tell it nothing.
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            let service = Arc::clone(&service);
+            tokio::spawn(async move {
+                serve_connection(service, stream).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+/// One TLS session and what is bound to it.
+struct Session {
+    service: Arc<Service>,
+    tls: SharedTls,
+    certificate: Digest32,
+    grant: Mutex<Option<Digest32>>,
+}
+
+async fn serve_connection(service: Arc<Service>, stream: BoxStream) {
+    let identity = Arc::clone(&service.identity.borrow());
+    let Deadlines { handshake, head, .. } = service.deadlines;
+    let accept = TlsAcceptor::from(Arc::clone(&identity.config)).accept(stream);
+    let Ok(Ok(tls)) = timeout(handshake, accept).await else {
+        return;
+    };
+    let tls = SharedTls(Arc::new(Mutex::new(tls)));
+    let session = Arc::new(Session {
+        service,
+        tls: tls.clone(),
+        certificate: identity.certificate,
+        grant: Mutex::new(None),
+    });
+    let handle = service_fn(move |request| {
+        let session = Arc::clone(&session);
+        async move { Ok::<_, Infallible>(session.respond(request).await) }
+    });
+    // What goes wrong with a connection is between the client and us; there is nothing to log.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(tls), handle)
+        .await;
+}
+
+impl Session {
+    async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        self.route(request).await.unwrap_or_else(|error| refuse(&error))
+    }
+
+    async fn route(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let service = &self.service;
+        let get = request.method() == Method::GET;
+        let post = request.method() == Method::POST;
+        match request.uri().path() {
+            "/.well-known/cocoon/endorsements" if get => {
+                Ok(respond("application/json", service.endorsements.clone()))
+            }
+            "/.well-known/cocoon/evidence" if post => self.evidence(request).await,
+            "/v1/cocoon/grant" if post => self.bind_grant(request).await,
+            "/v1/models" if get => Ok(json(&openai::models(&service.launch, service.created_s))),
+            "/v1/chat/completions" if post => self.chat(request).await,
+            "/.well-known/cocoon/endorsements" | "/v1/models" => Err(wrong_method("GET")),
+            "/.well-known/cocoon/evidence" | "/v1/cocoon/grant" | "/v1/chat/completions" => {
+                Err(wrong_method("POST"))
+            }
+            _ => Err(ApiError::new(
+                404,
+                "unknown_route",
+                "there is nothing at this path",
+            )),
+        }
+    }
+
+    /// Fresh evidence, bound to this session and the verifier's nonce.
+    async fn evidence(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let body = self.read_body(request, NONCE_BYTES).await?;
+        let nonce: [u8; NONCE_BYTES] = body.as_ref().try_into().map_err(|_| {
+            let message = format!(
+                "the body has to be a nonce of {NONCE_BYTES} bytes, it has {}",
+                body.len()
+            );
+            ApiError::new(400, "invalid_nonce", message)
+        })?;
+        let attestor = &self.service.attestor;
+        let binding = FreshBinding {
+            nonce: &nonce,
+            exporter: &self.export(FreshBinding::EXPORTER_LABEL, Some(&nonce))?,
+            certificate: self.certificate,
+            role: Role::Inference,
+            log: attestor.log().replay(),
+        };
+        let bundle = attestor
+            .evidence(binding.report_data())
+            .await
+            .map_err(|error| match error {
+                AttestError::Busy => ApiError::new(429, "quotes_busy", error.to_string()).retry_after(1),
+                AttestError::Platform(_) => {
+                    ApiError::new(503, "no_quote", "the platform does not give a quote").retry_after(5)
+                }
+            })?;
+        Ok(respond(
+            "application/vnd.cocoon.evidence+cbor",
+            bundle.encode().into(),
+        ))
+    }
+
+    async fn bind_grant(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Offer {
+            grant: SignedGrant,
+            proof: SessionProof,
+        }
+        let body = self.read_body(request, GRANT_BYTES_MAX).await?;
+        let Offer { grant, proof } = serde_json::from_slice(&body).map_err(|_| {
+            ApiError::new(
+                400,
+                "invalid_grant",
+                "the body is not a grant and its session proof",
+            )
+        })?;
+        let exporter = self.export(SessionProof::EXPORTER_LABEL, None)?;
+        let (id, balance) = self
+            .service
+            .meter
+            .bind(grant, &proof, &exporter)
+            .await
+            .map_err(meter_error)?;
+        *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        Ok(json(
+            &serde_json::to_value(balance).expect("a balance is plain numbers"),
+        ))
+    }
+
+    async fn chat(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let service = &self.service;
+        let bound = *self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let grant = bound.ok_or_else(|| {
+            let message = "no grant is bound to this connection; send one to /v1/cocoon/grant first";
+            ApiError::new(402, "no_grant", message)
+        })?;
+        let body = self.read_body(request, CHAT_BYTES_MAX).await?;
+        if service.draining.load(Ordering::Relaxed) {
+            return Err(ApiError::new(503, "shutting_down", "this node is shutting down"));
+        }
+        let chat = Chat::parse(&body, &service.launch, u64::from_le_bytes(meter::random()))?;
+        let reservation = service
+            .meter
+            .admit(grant, chat.worst)
+            .await
+            .map_err(meter_error)?;
+        let running = service
+            .engine
+            .generate(chat.messages, chat.sampling)
+            .map_err(|error| ApiError::new(503, "engine_restarting", error.to_string()).retry_after(2))?;
+        let answer = Answer {
+            id: format!("chatcmpl-{}", hex::encode(meter::random::<12>())),
+            created_s: meter::now_s(),
+            model: service.launch.model.name.clone(),
+        };
+        let job = Job {
+            running,
+            reservation,
+            request_id: answer.id.clone(),
+            request: body,
+        };
+        let pieces = answer::start(job);
+        if chat.stream {
+            let stream = answer::stream(answer, pieces, chat.include_usage).await?;
+            let mut response = respond("text/event-stream", Bytes::new());
+            *response.body_mut() = stream;
+            Ok(response)
+        } else {
+            answer::collect(&answer, pieces).await.map(|whole| json(&whole))
+        }
+    }
+
+    fn export(&self, label: &[u8], context: Option<&[u8]>) -> Result<[u8; 32], ApiError> {
+        let tls = self.tls.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tls.get_ref()
+            .1
+            .export_keying_material([0; 32], label, context)
+            .map_err(|_| ApiError::new(500, "no_exporter", "this TLS session exports no keying material"))
+    }
+
+    async fn read_body(&self, request: Request<Incoming>, bytes_max: usize) -> Result<Bytes, ApiError> {
+        let collect = Limited::new(request.into_body(), bytes_max).collect();
+        match timeout(self.service.deadlines.body, collect).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let message = format!("the body may have at most {bytes_max} bytes");
+                Err(ApiError::new(413, "body_too_large", message))
+            }
+            Ok(Err(_)) => Err(ApiError::new(400, "body_broken", "the body ended early")),
+            Err(_) => Err(ApiError::new(408, "body_too_slow", "the body took too long")),
+        }
+    }
+}
+
+fn meter_error(error: MeterError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        MeterError::Grant(_) => ApiError::new(403, "grant_refused", message),
+        MeterError::Session => ApiError::new(403, "session_proof_refused", message),
+        MeterError::NoCredit { .. } => ApiError::new(402, "no_credit", message),
+        MeterError::Credit { .. } => ApiError::new(402, "credit_exceeded", message),
+        MeterError::Busy => ApiError::new(429, "too_many_requests", message).retry_after(1),
+        MeterError::Unstored => ApiError::new(503, "records_not_stored", message).retry_after(10),
+        MeterError::Host => ApiError::new(503, "host_unavailable", message).retry_after(5),
+        MeterError::Full => ApiError::new(503, "too_many_grants", message),
+    }
+}
+
+fn wrong_method(allowed: &'static str) -> ApiError {
+    ApiError::new(405, "wrong_method", format!("this path takes {allowed} only"))
+}
+
+fn respond(content_type: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::whole(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, content_type.parse().expect("a constant media type"));
+    headers.insert(CACHE_CONTROL, "no-store".parse().expect("a constant"));
+    response
+}
+
+fn json(value: &Value) -> Response<Body> {
+    respond("application/json", value.to_string().into())
+}
+
+fn refuse(error: &ApiError) -> Response<Body> {
+    let mut response = json(&error.body());
+    *response.status_mut() = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if let Some(seconds) = error.retry_after_s {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// The TLS stream, used by HTTP for its bytes and by handlers for its exporter. The lock is held only within
+/// one poll.
+#[derive(Clone)]
+struct SharedTls(Arc<Mutex<TlsStream<BoxStream>>>);
+
+impl SharedTls {
+    fn poll<T>(
+        &self,
+        poll: impl FnOnce(Pin<&mut TlsStream<BoxStream>>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        poll(Pin::new(
+            &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner),
+        ))
+    }
+}
+
+impl AsyncRead for SharedTls {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll(|tls| tls.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for SharedTls {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(|tls| tls.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(|tls| tls.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(|tls| tls.poll_shutdown(cx))
+    }
+}
