@@ -1,5 +1,7 @@
 //! `cocoon-measure predict` from outside: files in, policy and exit codes out.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     fs,
     path::Path,
