@@ -1,0 +1,375 @@
+//! What a client accepts from a node, and what it refuses: each attack by name.
+
+mod node;
+
+use std::time::Duration;
+
+use cocoon::{
+    CertificateFault, ChatError, ChatOptions, ConnectError, Deadlines, ExchangeError, Exit, ReceiptFault,
+    Session, Step, connect,
+};
+use cocoon_evidence::Digest48;
+use cocoon_simulator::SimulatedPlatform;
+use cocoon_verify::{Policy, RefusalClass};
+use ed25519_dalek::SigningKey;
+use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Node, Reply, Script, TOKENS, now_s};
+
+const PROMPT: &str = "the-secret-prompt";
+const OPTIONS: ChatOptions = ChatOptions {
+    output_tokens_max: 16,
+    temperature: 0.0,
+};
+
+fn platform() -> SimulatedPlatform {
+    let dir = tempfile::tempdir().unwrap();
+    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
+}
+
+async fn dial(node: &Node, policy: &Policy) -> Result<Session, ConnectError> {
+    connect(&node.endpoint, policy, now_s(), &Deadlines::default()).await
+}
+
+/// Deadlines for a node that is known to stall.
+fn short() -> Deadlines {
+    Deadlines {
+        handshake: Duration::from_millis(300),
+        exchange: Duration::from_millis(300),
+        ..Deadlines::default()
+    }
+}
+
+/// Nothing but requests for evidence came out of TLS.
+fn assert_sent_nothing(node: &Node) {
+    for request in node.requests() {
+        assert!(request.contains(" /.well-known/cocoon/"), "{request}");
+    }
+    let received = node.received();
+    let text = String::from_utf8_lossy(&received);
+    assert!(!text.contains("/v1/"), "{text}");
+    assert!(!text.contains(PROMPT));
+}
+
+async fn refused(script: Script, identity: impl FnOnce(&mut Guest) -> Identity) -> (ConnectError, Node) {
+    let mut guest = Guest::boot(&platform(), 1);
+    let policy = guest.policy();
+    let identity = identity(&mut guest);
+    let node = Node::serve(guest, &identity, script).await;
+    let error = dial(&node, &policy).await.unwrap_err();
+    assert_sent_nothing(&node);
+    (error, node)
+}
+
+fn honest(guest: &mut Guest) -> Identity {
+    Identity::of(guest, -60, DAY_S)
+}
+
+#[track_caller]
+fn assert_class(error: &ConnectError, class: RefusalClass, exit: Exit) {
+    match error {
+        ConnectError::Refused { refusal, .. } => assert_eq!(refusal.class, class, "{error}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(Exit::from(error), exit);
+}
+
+#[tokio::test]
+async fn a_verified_node_answers_with_a_true_receipt() {
+    let guest = Guest::boot(&platform(), 1);
+    let (policy, usage_key) = (guest.policy(), guest.usage_key.verifying_key().to_bytes());
+    let node = Node::honest(guest).await;
+    let mut session = dial(&node, &policy).await.unwrap();
+    assert_eq!(session.guest().usage_key(), &usage_key);
+    assert!(session.guest().is_simulated());
+    assert!(session.verification().fresh.as_ref().unwrap().is_accepted());
+    assert_sent_nothing(&node);
+
+    let owner = SigningKey::from_bytes(&[9; 32]);
+    let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
+    assert_eq!(grant.standing().left_nano(), 1_000_000_000);
+    let mut paid = session.open(grant);
+    let mut streamed = String::new();
+    for requests in 1..=2 {
+        streamed.clear();
+        let answer = paid
+            .chat(PROMPT, OPTIONS, |text| streamed.push_str(text))
+            .await
+            .unwrap();
+        assert_eq!(answer.text, ANSWER.concat());
+        assert_eq!(streamed, answer.text);
+        assert_eq!(answer.amount_nano, 34_000_000);
+        assert_eq!(answer.receipt.receipt.served.output, TOKENS.output * requests);
+    }
+    assert_eq!(paid.standing().served_nano, 68_000_000);
+}
+
+#[tokio::test]
+async fn a_wrong_policy_sends_nothing() {
+    let guest = Guest::boot(&platform(), 1);
+    let mut terms = guest.policy_terms();
+    terms.registers.rtmr2 = vec![Digest48::of(b"another command line")];
+    let node = Node::honest(guest).await;
+    let error = dial(&node, &Policy::new(terms).unwrap()).await.unwrap_err();
+    assert_class(&error, RefusalClass::Policy, Exit::Policy);
+    assert_eq!(node.requests(), ["GET /.well-known/cocoon/endorsements"]);
+    assert_sent_nothing(&node);
+}
+
+#[tokio::test]
+async fn a_foreign_root_is_refused() {
+    let guest = Guest::boot(&platform(), 1);
+    let policy = Guest::boot(&platform(), 1).policy();
+    let node = Node::honest(guest).await;
+    let error = dial(&node, &policy).await.unwrap_err();
+    assert_class(&error, RefusalClass::Signature, Exit::Signature);
+    assert_sent_nothing(&node);
+}
+
+#[tokio::test]
+async fn relayed_evidence_under_another_tls_key_is_refused() {
+    let (error, _) = refused(Script::default(), |guest| {
+        Identity::with_evidence_of(&Identity::of(guest, -60, DAY_S))
+    })
+    .await;
+    assert_class(&error, RefusalClass::Channel, Exit::Channel);
+}
+
+#[tokio::test]
+async fn replayed_fresh_evidence_is_refused() {
+    let platform = platform();
+    let mut guest = Guest::boot(&platform, 1);
+    let policy = guest.policy();
+    let identity = Identity::of(&mut guest, -60, DAY_S);
+    let first = Node::serve(guest, &identity, Script::default()).await;
+    dial(&first, &policy).await.unwrap();
+    let script = Script {
+        evidence: Reply::Bytes(first.sent_evidence().remove(0)),
+        ..Script::default()
+    };
+    let second = Node::serve(Guest::boot(&platform, 1), &identity, script).await;
+    let error = dial(&second, &policy).await.unwrap_err();
+    assert_class(&error, RefusalClass::Channel, Exit::Channel);
+    assert_sent_nothing(&second);
+}
+
+#[tokio::test]
+async fn fresh_evidence_of_another_guest_is_refused() {
+    let platform = platform();
+    let mut guest = Guest::boot(&platform, 1);
+    let policy = guest.policy();
+    let identity = Identity::of(&mut guest, -60, DAY_S);
+    let script = Script {
+        evidence_guest: Some(Guest::boot(&platform, 2)),
+        ..Script::default()
+    };
+    let node = Node::serve(guest, &identity, script).await;
+    let error = dial(&node, &policy).await.unwrap_err();
+    assert!(matches!(error, ConnectError::AnotherGuest { .. }), "{error:?}");
+    assert_eq!(Exit::from(&error), Exit::Channel);
+    assert_sent_nothing(&node);
+}
+
+#[tokio::test]
+async fn a_certificate_from_yesterday_is_refused() {
+    let (error, node) = refused(Script::default(), |guest| Identity::of(guest, -2 * DAY_S, -DAY_S)).await;
+    assert!(matches!(
+        error,
+        ConnectError::Certificate(CertificateFault::Expired { .. })
+    ));
+    assert_eq!(Exit::from(&error), Exit::Freshness);
+    assert!(node.received().is_empty());
+}
+
+#[tokio::test]
+async fn an_oversized_certificate_is_refused() {
+    let (error, node) = refused(Script::default(), |_| Identity::oversized(40_000)).await;
+    assert!(
+        matches!(&error, ConnectError::CertificateForm(text) if text.contains("at most 32768")),
+        "{error:?}"
+    );
+    assert_eq!(Exit::from(&error), Exit::Channel);
+    assert!(node.received().is_empty());
+}
+
+#[tokio::test]
+async fn oversized_endorsements_and_evidence_are_refused() {
+    for step in [Step::Endorsements, Step::Evidence] {
+        let giant = || Reply::Bytes(vec![b' '; 1024 * 1024]);
+        let mut script = Script::default();
+        match step {
+            Step::Endorsements => script.endorsements = giant(),
+            _ => script.evidence = giant(),
+        }
+        let (error, _) = refused(script, honest).await;
+        assert!(
+            matches!(error, ConnectError::Exchange(ExchangeError::TooLarge { step: found, .. }) if found == step),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn garbage_for_fresh_evidence_is_refused() {
+    let script = Script {
+        evidence: Reply::Bytes(b"no evidence".to_vec()),
+        ..Script::default()
+    };
+    let (error, _) = refused(script, honest).await;
+    assert!(matches!(error, ConnectError::Evidence(_)), "{error:?}");
+    assert_eq!(Exit::from(&error), Exit::Signature);
+}
+
+#[tokio::test]
+async fn a_failing_node_cannot_write_to_the_terminal() {
+    let script = Script {
+        evidence: Reply::Error,
+        ..Script::default()
+    };
+    let (error, _) = refused(script, honest).await;
+    assert_eq!(Exit::from(&error), Exit::Unreachable);
+    let text = error.to_string();
+    assert!(text.contains("answered 500: out of quotes"), "{text}");
+    assert!(!text.contains('\u{1b}'));
+}
+
+#[tokio::test]
+async fn a_node_that_stalls_is_given_up() {
+    type Stall = fn(&mut Script);
+    let stalls: [(Step, Stall); 3] = [
+        (Step::Handshake, |script| script.stall_handshake = true),
+        (Step::Endorsements, |script| script.endorsements = Reply::Stall),
+        (Step::Evidence, |script| script.evidence = Reply::Stall),
+    ];
+    for (step, stall) in stalls {
+        let mut guest = Guest::boot(&platform(), 1);
+        let (policy, identity) = (guest.policy(), honest(&mut guest));
+        let mut script = Script::default();
+        stall(&mut script);
+        let node = Node::serve(guest, &identity, script).await;
+        // Only the step that stalls gets a short deadline: the others may take long on a busy machine.
+        let mut deadlines = Deadlines::default();
+        match step {
+            Step::Handshake => deadlines.handshake = short().handshake,
+            _ => deadlines.exchange = short().exchange,
+        }
+        let error = connect(&node.endpoint, &policy, now_s(), &deadlines)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, ConnectError::Exchange(ExchangeError::Stalled { .. })),
+            "{step}: {error:?}"
+        );
+        assert_eq!(Exit::from(&error), Exit::Unreachable);
+        assert_sent_nothing(&node);
+    }
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_unreachable() {
+    let guest = Guest::boot(&platform(), 1);
+    let policy = guest.policy();
+    let node = Node::honest(guest).await;
+    let endpoint = node.endpoint.clone();
+    drop(node);
+    tokio::task::yield_now().await;
+    let error = connect(&endpoint, &policy, now_s(), &Deadlines::default())
+        .await
+        .unwrap_err();
+    assert_eq!(Exit::from(&error), Exit::Unreachable, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_of_the_web_is_no_guest() {
+    // An ordinary certificate without evidence: what any HTTPS server would show.
+    let guest = Guest::boot(&platform(), 1);
+    let policy = guest.policy();
+    let identity = Identity::without_evidence();
+    let node = Node::serve(guest, &identity, Script::default()).await;
+    let error = dial(&node, &policy).await.unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::CertificateForm(text) if text.contains("no evidence")),
+        "{error:?}"
+    );
+    assert!(node.received().is_empty());
+}
+
+async fn ask(chat: ChatScript) -> ChatError {
+    let mut guest = Guest::boot(&platform(), 1);
+    let (policy, identity) = (guest.policy(), honest(&mut guest));
+    let script = Script {
+        chat,
+        ..Script::default()
+    };
+    let node = Node::serve(guest, &identity, script).await;
+    let mut session = dial(&node, &policy).await.unwrap();
+    let owner = SigningKey::from_bytes(&[9; 32]);
+    let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
+    session
+        .open(grant)
+        .chat(PROMPT, OPTIONS, |_| ())
+        .await
+        .unwrap_err()
+}
+
+#[tokio::test]
+async fn a_forged_receipt_is_refused() {
+    let forged = ask(ChatScript {
+        forger: Some(SigningKey::from_bytes(&[8; 32])),
+        ..ChatScript::default()
+    });
+    let error = forged.await;
+    assert!(
+        matches!(error, ChatError::Receipt(ReceiptFault::Signature)),
+        "{error:?}"
+    );
+    assert_eq!(Exit::from(&error), Exit::Request);
+}
+
+#[tokio::test]
+async fn a_receipt_for_another_text_is_refused() {
+    let error = ask(ChatScript {
+        other_text: true,
+        ..ChatScript::default()
+    })
+    .await;
+    assert!(
+        matches!(error, ChatError::Receipt(ReceiptFault::Answer)),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_inflated_receipt_is_refused() {
+    let error = ask(ChatScript {
+        change: Some(|receipt| receipt.served_nano += 1),
+        ..ChatScript::default()
+    })
+    .await;
+    assert!(
+        matches!(error, ChatError::Receipt(ReceiptFault::Amount { .. })),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_without_receipt_is_not_taken_for_complete() {
+    let error = ask(ChatScript {
+        cut: true,
+        ..ChatScript::default()
+    })
+    .await;
+    assert!(matches!(error, ChatError::Cut), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_grant_of_somebody_else_is_not_taken() {
+    let guest = Guest::boot(&platform(), 1);
+    let policy = guest.policy();
+    let node = Node::honest(guest).await;
+    let mut session = dial(&node, &policy).await.unwrap();
+    let (owner, thief) = (SigningKey::from_bytes(&[9; 32]), SigningKey::from_bytes(&[8; 32]));
+    let error = session.offer(&node.grant(&owner), &thief).await.unwrap_err();
+    assert!(
+        matches!(error, ExchangeError::Status { status: 403, .. }),
+        "{error:?}"
+    );
+}
