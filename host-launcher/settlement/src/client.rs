@@ -140,10 +140,7 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Unreachable`], [`ChainError::BadAnswer`].
     pub async fn balance(&self, address: &AccountAddress) -> Result<u64, ChainError> {
-        let Some(account) = self.account(address).await? else {
-            return Ok(0);
-        };
-        nano(account.balance.tokens).map_err(|error| bad_account(&error))
+        read_balance(self.account(address).await?.as_ref())
     }
 
     /// A deposit's state; `None` while nothing is deployed there.
@@ -151,10 +148,7 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Unreachable`]; [`ChainError::BadAnswer`], also if other code than ours is deployed there.
     pub async fn deposit(&self, address: &AccountAddress) -> Result<Option<DepositState>, ChainError> {
-        match self.account(address).await? {
-            Some(account) => DepositState::read(&account).map_err(|error| bad_account(&error)),
-            None => Ok(None),
-        }
+        read_deposit(self.account(address).await?.as_ref())
     }
 
     /// A grant locked in a deposit, by [`cocoon_protocol::Grant::id`].
@@ -215,8 +209,9 @@ impl ChainClient {
                 needed_nano,
             });
         }
-        self.send_until(OPERATION, lock_message(grant, deposit.is_none()), || {
-            self.grant(address, &id)
+        let message = lock_message(grant, deposit.is_none());
+        self.send_until(OPERATION, message, address, |account| {
+            Ok(read_deposit(account)?.and_then(|deposit| deposit.grant(&id).copied()))
         })
         .await
     }
@@ -230,17 +225,19 @@ impl ChainClient {
         const OPERATION: &str = "settle the voucher";
         let claim = &voucher.voucher;
         self.check_network(OPERATION, claim.network)?;
-        let settled = async || {
-            let grant = self.grant(&claim.contract, &claim.grant).await?;
+        let settled = |account: Option<&Account>| {
+            let deposit = read_deposit(account)?;
+            let grant = deposit.and_then(|deposit| deposit.grant(&claim.grant).copied());
             let grant = grant.ok_or_else(|| refused(OPERATION, Some(210)))?;
             let is_settled =
                 grant.served.input >= claim.served.input && grant.served.output >= claim.served.output;
             Ok(is_settled.then_some(grant))
         };
-        if let Some(grant) = settled().await? {
+        if let Some(grant) = settled(self.account(&claim.contract).await?.as_ref())? {
             return Ok(grant);
         }
-        self.send_until(OPERATION, settle_message(voucher), settled).await
+        self.send_until(OPERATION, settle_message(voucher), &claim.contract, settled)
+            .await
     }
 
     /// Withdraws and waits until the chain shows it.
@@ -251,9 +248,9 @@ impl ChainClient {
         const OPERATION: &str = "withdraw";
         let order = &withdrawal.withdrawal;
         self.check_network(OPERATION, order.network)?;
-        self.send_until(OPERATION, withdraw_message(withdrawal), async || {
-            let deposit = self.deposit(&order.contract).await?;
-            Ok(deposit.filter(|deposit| deposit.seqno > order.seqno))
+        let message = withdraw_message(withdrawal);
+        self.send_until(OPERATION, message, &order.contract, |account| {
+            Ok(read_deposit(account)?.filter(|deposit| deposit.seqno > order.seqno))
         })
         .await
     }
@@ -287,24 +284,25 @@ impl ChainClient {
             .as_secs();
         let valid_until = u32::try_from(now + GIVE_LIFETIME_S).unwrap_or(u32::MAX);
         let message = give_message(address, nano, valid_until, u64::from_be_bytes(salt));
-        self.send_until(OPERATION, message, async || {
-            let balance = self.balance(address).await?;
+        self.send_until(OPERATION, message, address, |account| {
+            let balance = read_balance(account)?;
             Ok((balance >= before.saturating_add(nano)).then_some(balance))
         })
         .await
     }
 
-    /// Sends a message once and looks until `effect` is there.
+    /// Sends a message once and looks at an account until `effect` is there.
     async fn send_until<T>(
         &self,
         operation: &'static str,
         message: Vec<u8>,
-        effect: impl AsyncFn() -> Result<Option<T>, ChainError>,
+        address: &AccountAddress,
+        effect: impl Fn(Option<&Account>) -> Result<Option<T>, ChainError>,
     ) -> Result<T, ChainError> {
         let started = Instant::now();
         if let Err(text) = self.send(message).await? {
             // The same message may have been taken before, by another server or another run.
-            if let Some(found) = effect().await? {
+            if let Some(found) = effect(self.account(address).await?.as_ref())? {
                 return Ok(found);
             }
             return Err(match exit_code(&text) {
@@ -318,7 +316,7 @@ impl ChainClient {
         }
         let mut pause = POLL_MIN;
         loop {
-            if let Some(found) = effect().await? {
+            if let Some(found) = effect(self.account(address).await?.as_ref())? {
                 return Ok(found);
             }
             if started.elapsed() > EFFECT_TIMEOUT {
@@ -385,6 +383,18 @@ impl ChainClient {
     }
 }
 
+fn read_balance(account: Option<&Account>) -> Result<u64, ChainError> {
+    account.map_or(Ok(0), |account| {
+        nano(account.balance.tokens).map_err(|error| bad_account(&error))
+    })
+}
+
+fn read_deposit(account: Option<&Account>) -> Result<Option<DepositState>, ChainError> {
+    account.map_or(Ok(None), |account| {
+        DepositState::read(account).map_err(|error| bad_account(&error))
+    })
+}
+
 /// The exit code in a liteserver's words: `... exitcode=214, steps=...`.
 fn exit_code(text: &str) -> Option<i32> {
     let (_, after) = text.split_once("exitcode=")?;
@@ -427,6 +437,21 @@ fn server_error(request: &'static str, error: &ton_liteapi::tl::response::Error)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The launcher settles in spawned tasks.
+    #[allow(dead_code, reason = "compiling it is the test")]
+    fn writes_can_be_spawned(
+        client: &ChainClient,
+        grant: &SignedGrant,
+        voucher: &SignedVoucher,
+        order: &SignedWithdrawal,
+    ) {
+        fn spawnable<T: Send>(_: T) {}
+        spawnable(client.lock_grant(grant));
+        spawnable(client.settle(voucher));
+        spawnable(client.withdraw(order));
+        spawnable(client.request_faucet(&order.withdrawal.contract, 1));
+    }
 
     #[test]
     fn exit_codes_are_found_in_a_liteservers_words() {

@@ -5,8 +5,8 @@
 //! the message and `check` is SHA-256 over the previous record's check (zeros at first) and all of this record
 //! before it. A record is on disk (fsync) before its message is acknowledged.
 //!
-//! A record that a crash left unfinished is at the end, is no longer than one record, and was never
-//! acknowledged: it is cut off. Anything else that does not add up is corruption and is refused, because
+//! A record that a crash left unfinished is at the end, is no longer than one record (or zeros of that length,
+//! where a file system had made room only), and was never acknowledged: it is cut off. Anything else that does not add up is corruption and is refused, because
 //! cutting there would undo payments.
 
 use std::{
@@ -114,6 +114,11 @@ impl Log {
     /// Appends and syncs. On failure the file is cut back, so that a later record does not follow half a one.
     pub(super) fn append(&mut self, record: &Record) -> Result<(), LocalChainError> {
         let (bytes, check) = encode(&self.check, record);
+        if self.end + bytes.len() as u64 > LOG_BYTES_MAX {
+            return Err(LocalChainError::Full {
+                path: self.path.clone(),
+            });
+        }
         let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
         match written {
             Ok(()) => {
@@ -207,6 +212,8 @@ fn is_torn(bytes: &[u8]) -> bool {
         return true;
     };
     let length = u32::from_le_bytes(*length) as usize;
+    let is_room = bytes.iter().all(|byte| *byte == 0);
+    let length = if is_room { MESSAGE_BYTES_MAX } else { length };
     length <= MESSAGE_BYTES_MAX && bytes.len() <= HEAD_BYTES + length + CHECK_BYTES
 }
 
@@ -255,9 +262,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut content = written(dir.path(), 2);
         let length = content.len();
-        content[length - 120..].fill(0);
-        fs::write(dir.path().join("messages.log"), &content).unwrap();
-        assert_eq!(Log::open(dir.path()).unwrap().1, [record(1)]);
+        for zeros in [120, HEAD_BYTES + 100 + CHECK_BYTES] {
+            content[length - zeros..].fill(0);
+            fs::write(dir.path().join("messages.log"), &content).unwrap();
+            assert_eq!(Log::open(dir.path()).unwrap().1, [record(1)]);
+        }
     }
 
     #[test]

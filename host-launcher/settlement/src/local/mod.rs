@@ -55,6 +55,12 @@ pub enum LocalChainError {
         /// Where.
         offset: u64,
     },
+    /// It would take too long to open again.
+    #[error("{path} has reached the local chain's size limit; begin a new chain in another folder")]
+    Full {
+        /// Which file.
+        path: PathBuf,
+    },
     /// Executing the log again leads elsewhere.
     #[error(
         "message {number} of the local chain in {dir} no longer has the recorded effect: another version wrote it; \

@@ -488,7 +488,7 @@ fn a_grant_that_is_not_this_owners_for_this_deposit_is_refused() {
     let mut world = World::granted();
     world.refuses_grant(202, |terms| terms.network = NetworkId::TESTNET);
     world.refuses_grant(203, |terms| {
-        terms.contract = AccountAddress(Digest32::of(b"elsewhere"))
+        terms.contract = AccountAddress(Digest32::of(b"elsewhere"));
     });
     world.refuses_grant(205, |terms| terms.expires_s = START_S);
     world.refuses_grant(206, |terms| terms.expires_s = START_S + GRANT_LIFETIME_MAX_S + 1);
@@ -526,6 +526,25 @@ fn an_expired_grant_pays_nothing_and_its_rest_is_released() {
 }
 
 #[test]
+fn rent_does_not_eat_what_is_reserved() {
+    let mut world = World::empty();
+    world.fund(2 * TON + RESERVE_NANO + LOCK_FEES_NANO);
+    let terms = Grant {
+        expires_s: START_S + GRANT_LIFETIME_MAX_S,
+        ..grant(&agent(1))
+    };
+    world.lock(terms.clone()).unwrap();
+    world.now = terms.expires_s;
+    let claim = Voucher {
+        grant: terms.id(),
+        ..voucher(&agent(1), 2 * TON)
+    };
+    world.settle(claim).unwrap();
+    assert!(world.balance(&provider()) > 2 * TON - 10_000_000);
+    assert!(world.balance(&deposit()) > RESERVE_NANO * 9 / 10);
+}
+
+#[test]
 fn reserved_coins_cannot_be_withdrawn() {
     let mut world = World::granted();
     // 5 TON less fees and the reserve of a deposit with grants, 2 of them reserved.
@@ -541,7 +560,7 @@ fn a_withdrawal_works_once_for_its_owner_here_and_now() {
     let mut world = World::granted();
     world.refuses_withdrawal(202, |order| order.network = NetworkId::MAINNET);
     world.refuses_withdrawal(203, |order| {
-        order.contract = AccountAddress(Digest32::of(b"elsewhere"))
+        order.contract = AccountAddress(Digest32::of(b"elsewhere"));
     });
     world.refuses_withdrawal(215, |order| order.seqno = 1);
     world.refuses_withdrawal(205, |order| order.valid_until_s = START_S - 1);
@@ -658,7 +677,7 @@ fn bury(world: &mut World, victim: &Grant) -> usize {
         let bytes = a.0.iter().zip(b.0);
         let differing = bytes.map(|(a, b)| (a ^ b).leading_zeros());
         let whole = differing.clone().take_while(|zeros| *zeros == 8).count() as u32;
-        whole * 8 + differing.skip(whole as usize).next().unwrap_or(0)
+        whole * 8 + differing.clone().nth(whole as usize).unwrap_or(0)
     };
     for (count, bits) in (0..).enumerate() {
         let neighbour = (0_u32..)

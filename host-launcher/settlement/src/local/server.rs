@@ -163,7 +163,7 @@ async fn accept(listener: TcpListener, keys: KeyPair, chain: SharedChain) {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (keys, chain) = (keys.clone(), chain.clone());
+                let chain = chain.clone();
                 connections.spawn(async move {
                     if let Err(reason) = converse(stream, keys, chain).await {
                         tracing::debug!(%peer, reason, "the local chain drops a client");
@@ -181,13 +181,10 @@ async fn accept(listener: TcpListener, keys: KeyPair, chain: SharedChain) {
 
 /// Answers one client's requests, one after the other, until it leaves; the reason if it is made to.
 async fn converse(stream: TcpStream, keys: KeyPair, chain: SharedChain) -> Result<(), &'static str> {
-    let mut peer = timeout(
-        PEER_TIMEOUT,
-        AdnlPeer::handle_handshake(stream, |_| Some(keys.clone())),
-    )
-    .await
-    .map_err(|_| "no handshake in time")?
-    .map_err(|_| "handshake failed")?;
+    let mut peer = timeout(PEER_TIMEOUT, AdnlPeer::handle_handshake(stream, |_| Some(keys)))
+        .await
+        .map_err(|_| "no handshake in time")?
+        .map_err(|_| "handshake failed")?;
     loop {
         let Some(packet) = timeout(IDLE_TIMEOUT, peer.next()).await.map_err(|_| "idle")? else {
             return Ok(());
