@@ -1,1 +1,19 @@
-//! Builds the guest image.
+//! Builds what boots: the guest image and model volumes.
+//!
+//! [`image::build`] makes firmware, kernel, root file system and manifest from a recipe; [`model::pack`] makes
+//! a model volume. The same inputs give the same bytes: nothing is taken from a host folder but the content
+//! of named files. The source tree, the toolchain and the distribution's packages are trusted; what is
+//! fetched is checked against `image.lock`.
+
+pub mod command;
+pub mod erofs;
+pub mod image;
+pub mod input;
+pub mod kernel;
+pub mod library;
+pub mod model;
+pub mod program;
+pub mod progress;
+pub mod publish;
+pub mod recipe;
+pub mod verity;

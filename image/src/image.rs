@@ -1,0 +1,462 @@
+//! Puts an image together: kernel, programs, libraries, root file system, firmware, manifest.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use cocoon_evidence::Digest32;
+use cocoon_measurements::{
+    Artifact, Artifacts, FileEntry, FileMode, ImageProfile, Manifest, ManifestError, VerityTree,
+};
+
+use crate::{
+    command::{self, CommandError},
+    erofs::{Content, PathError, Tree, WriteError},
+    input::hash_file,
+    kernel::{Fragment, KernelError, KernelPlan},
+    library::{self, Library, LibraryError},
+    program::{self, Places},
+    progress::Progress,
+    publish::{PublishError, Staging},
+    recipe::{self, Lock, Recipe, RecipeError},
+};
+
+/// Changes when this program makes another image from the same inputs.
+const METHOD: &str = "cocoon-image-1";
+const LIBTORCH_FOLDER: &str = "${LIBTORCH}";
+const KERNEL_SOURCE: &str = "linux-source";
+const SECTORS_PER_BLOCK: u64 = 8;
+
+/// What to build, from where, to where.
+#[derive(Debug)]
+pub struct Request {
+    /// Which image.
+    pub profile: ImageProfile,
+    /// The folder that the image appears as.
+    pub out: PathBuf,
+    /// Source tree, cache and libtorch.
+    pub places: Places,
+    /// Where locked inputs are looked for first.
+    pub inputs: Option<PathBuf>,
+}
+
+/// How a build ended well.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A new image is there.
+    Built(Box<Manifest>),
+    /// The image that is there was made from the same inputs.
+    Unchanged,
+}
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The recipe.
+    #[error("the recipe cannot be used")]
+    Recipe(#[from] RecipeError),
+    /// The kernel.
+    #[error("there is no kernel")]
+    Kernel(#[from] KernelError),
+    /// A program of the guest.
+    #[error("{package} was not built")]
+    Program {
+        /// The crate.
+        package: String,
+        /// Why.
+        source: CommandError,
+    },
+    /// libtorch is not where it should be.
+    #[error("no libtorch at {}; make it with scripts/libtorch, or name its folder in LIBTORCH", path.display())]
+    NoLibtorch {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The firmware is not there.
+    #[error("no firmware at {}; on Debian: apt-get install ovmf", path.display())]
+    NoFirmware {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A shared library.
+    #[error("the root's libraries cannot be put together")]
+    Library(#[from] LibraryError),
+    /// The version of strip.
+    #[error("strip cannot be asked for its version")]
+    Strip(#[source] CommandError),
+    /// Two things want the same place, or a bad path is in the recipe.
+    #[error("the recipe's root is contradictory")]
+    Path(#[from] PathError),
+    /// The root file system.
+    #[error("the root file system was not written")]
+    Root(#[from] WriteError),
+    /// A file of this machine.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The result contradicts itself: a bug or a bad command line in the recipe.
+    #[error("the manifest would be refused by its readers")]
+    Manifest(#[from] ManifestError),
+    /// The result cannot be put under its name.
+    #[error("the image cannot be put into its place")]
+    Publish(#[from] PublishError),
+}
+
+impl BuildError {
+    /// Something is not installed or not at hand: nothing is wrong with the sources.
+    pub fn is_missing_input(&self) -> bool {
+        let missing = |error: &CommandError| matches!(error, CommandError::MissingTool { .. });
+        match self {
+            Self::NoLibtorch { .. } | Self::NoFirmware { .. } | Self::Kernel(KernelError::Input(_)) => true,
+            Self::Library(LibraryError::Missing { .. }) => true,
+            Self::Kernel(KernelError::Command(error)) | Self::Strip(error) => missing(error),
+            Self::Program { source, .. } => missing(source),
+            _ => false,
+        }
+    }
+}
+
+/// Builds the image, or finds that the one in place is what would be built.
+///
+/// # Errors
+/// See [`BuildError`]. What was under `request.out` before is then still there.
+pub fn build(request: &Request, progress: &Progress) -> Result<Outcome, BuildError> {
+    let Places {
+        source,
+        cache,
+        libtorch,
+    } = &request.places;
+    let recipe = Recipe::load(source, request.profile)?;
+    let lock = Lock::load(source)?;
+    if !libtorch.join("lib").is_dir() {
+        return Err(BuildError::NoLibtorch {
+            path: libtorch.clone(),
+        });
+    }
+    // One build at a time for each cache; released when the file is closed.
+    let _lock = lock_cache(cache, progress)?;
+
+    let plan = KernelPlan::new(lock.input(KERNEL_SOURCE)?.clone(), fragments(source, &recipe)?)?;
+    let kernel = match plan.cached(cache) {
+        Some(path) => path,
+        None => {
+            progress.stage("kernel: unpacking and compiling, about 6 minutes on two cores");
+            plan.build(request.inputs.as_deref(), cache)?
+        }
+    };
+    progress.stage("kernel: ready");
+
+    let root = Root::collect(&recipe, &request.places, progress)?;
+    let firmware = hash_file(&recipe.firmware).map_err(|_| BuildError::NoFirmware {
+        path: recipe.firmware.clone(),
+    })?;
+    let mut inputs = plan.inputs();
+    inputs.extend(root.inputs.clone());
+    inputs.insert("firmware".into(), firmware.1);
+    inputs.insert(
+        "command line".into(),
+        Digest32::of(recipe.command_line.as_bytes()),
+    );
+    inputs.insert("image method".into(), Digest32::of(METHOD.as_bytes()));
+    let input_digest = input_digest(&inputs);
+    if is_current(&request.out, request.profile, input_digest) {
+        return Ok(Outcome::Unchanged);
+    }
+
+    progress.stage("root: writing the file system and its hash tree");
+    let manifest = assemble(request, &recipe, &kernel, &root, inputs, input_digest)?;
+    Ok(Outcome::Built(Box::new(manifest)))
+}
+
+/// What goes into the root, before it is written.
+struct Root {
+    tree: Tree,
+    /// Path in the root to the name of its source.
+    sources: BTreeMap<String, String>,
+    inputs: BTreeMap<String, Digest32>,
+}
+
+impl Root {
+    fn collect(recipe: &Recipe, places: &Places, progress: &Progress) -> Result<Self, BuildError> {
+        let mut root = Self {
+            tree: Tree::default(),
+            sources: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+        };
+        for directory in &recipe.directories {
+            root.tree.add_directory(directory)?;
+            root.inputs
+                .insert(format!("directory {directory}"), Digest32::of(b""));
+        }
+        let mut programs = Vec::new();
+        for program in &recipe.programs {
+            progress.stage(&format!("{}: compiling what has changed", program.package));
+            let built = program::compile(program, places).map_err(|source| BuildError::Program {
+                package: program.package.clone(),
+                source,
+            })?;
+            let (_, sha256) = hash_file(&built).map_err(|source| file_error(&built, source))?;
+            root.add(&program.path, 0o755, &built, &program.package, sha256)?;
+            programs.push(built);
+        }
+        root.add_libraries(recipe, places, &programs, progress)?;
+        Ok(root)
+    }
+
+    fn add_libraries(
+        &mut self,
+        recipe: &Recipe,
+        places: &Places,
+        programs: &[PathBuf],
+        progress: &Progress,
+    ) -> Result<(), BuildError> {
+        progress.stage("libraries: collecting what the programs need");
+        let libtorch = places.libtorch.to_string_lossy();
+        let folders: Vec<_> = recipe
+            .libraries
+            .iter()
+            .map(|library| recipe::LibraryFolder {
+                name: library.name.clone(),
+                folder: library.folder.replace(LIBTORCH_FOLDER, &libtorch),
+                strip: library.strip,
+            })
+            .collect();
+        let strip_version = command::version("strip").map_err(BuildError::Strip)?;
+        self.inputs.insert(
+            format!("strip: {strip_version}"),
+            Digest32::of(strip_version.as_bytes()),
+        );
+        for library in library::closure(programs, &folders)?.values() {
+            let Library { install, source, .. } = library;
+            let path = library::prepared(library, &strip_version, &places.cache)?;
+            self.add(install, 0o755, &path, source, library.sha256)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        install: &str,
+        mode: u32,
+        path: &Path,
+        source: &str,
+        sha256: Digest32,
+    ) -> Result<(), BuildError> {
+        self.tree.add_file(install, mode, Content::of_file(path)?)?;
+        self.sources.insert(install.to_owned(), source.to_owned());
+        self.inputs.insert(format!("{source}: {install}"), sha256);
+        Ok(())
+    }
+}
+
+fn assemble(
+    request: &Request,
+    recipe: &Recipe,
+    kernel: &Path,
+    root: &Root,
+    inputs: BTreeMap<String, Digest32>,
+    input_digest: Digest32,
+) -> Result<Manifest, BuildError> {
+    let staging = Staging::beside(&request.out)?;
+    let place = |name: &str| staging.path().join(name);
+    let copy = |from: &Path, name: &str| {
+        let to = place(name);
+        fs::copy(from, &to).map_err(|source| file_error(from, source))?;
+        let artifact = Artifact::of_file(&to).map_err(|source| file_error(&to, source))?;
+        // Both come from folders whose files may be read-only or executable.
+        fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .map_err(|source| file_error(&to, source))?;
+        Ok::<_, BuildError>(artifact)
+    };
+    let firmware = copy(&recipe.firmware, "firmware.fd")?;
+    let kernel = copy(kernel, "kernel")?;
+    let path = place("root.img");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(|source| file_error(&path, source))?;
+    let (sealed, entries) = root.tree.write(file, "root")?;
+    let files = entries.into_iter().map(|entry| FileEntry {
+        source: root.sources.get(&entry.path).cloned().unwrap_or("recipe".into()),
+        path: entry.path,
+        mode: FileMode(entry.mode),
+        bytes: entry.bytes,
+        sha256: entry.sha256,
+    });
+    let manifest = Manifest {
+        version: 1,
+        profile: request.profile,
+        command_line: command_line(&recipe.command_line, &sealed.verity),
+        artifacts: Artifacts {
+            firmware,
+            kernel,
+            root: Artifact {
+                file: "root.img".into(),
+                bytes: sealed.bytes,
+                sha256: sealed.sha256,
+            },
+        },
+        root_verity: sealed.verity,
+        inputs,
+        input_digest,
+        files: files.collect(),
+    };
+    manifest.check()?;
+    let path = place("manifest.json");
+    let text = serde_json::to_string_pretty(&manifest).expect("plain data") + "\n";
+    fs::write(&path, text).map_err(|source| file_error(&path, source))?;
+    staging.publish()?;
+    Ok(manifest)
+}
+
+/// The kernel sets up the device itself (kernel documentation, admin-guide/device-mapper/dm-init.rst). A block
+/// that does not match its hash ends the guest: a root that lies is never run on.
+fn command_line(base: &str, verity: &VerityTree) -> String {
+    let sectors = verity.data_blocks * SECTORS_PER_BLOCK;
+    let table = verity.table("/dev/vda");
+    format!("{base} dm-mod.create=\"root,,0,ro,0 {sectors} verity {table} 1 panic_on_corruption\"")
+}
+
+/// SHA-256 over names and digests in order, each name preceded by its length.
+fn input_digest(inputs: &BTreeMap<String, Digest32>) -> Digest32 {
+    let lengths: Vec<_> = inputs
+        .keys()
+        .map(|name| (name.len() as u64).to_le_bytes())
+        .collect();
+    let parts = inputs
+        .iter()
+        .zip(&lengths)
+        .flat_map(|((name, digest), length)| [length.as_slice(), name.as_bytes(), digest.as_bytes()]);
+    Digest32::of_parts(parts)
+}
+
+/// Whether an image from the same inputs is in place. Lengths are compared, hashes are not: whoever boots the
+/// image compares those.
+fn is_current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> bool {
+    let path = out.join("manifest.json");
+    let Ok(manifest) = Manifest::load(&path) else {
+        return false;
+    };
+    let whole = |artifact: &Artifact| {
+        let metadata = Manifest::artifact_path(&path, artifact).metadata();
+        metadata.is_ok_and(|metadata| metadata.len() == artifact.bytes)
+    };
+    manifest.input_digest == input_digest
+        && manifest.profile == profile
+        && manifest
+            .artifacts
+            .named()
+            .iter()
+            .all(|(_, artifact)| whole(artifact))
+}
+
+fn fragments(source: &Path, recipe: &Recipe) -> Result<Vec<Fragment>, BuildError> {
+    let load = |name: &String| {
+        let path = source.join(recipe::FOLDER).join(name);
+        let text = fs::read_to_string(&path).map_err(|source| file_error(&path, source))?;
+        Ok(Fragment {
+            name: name.clone(),
+            text,
+        })
+    };
+    recipe.kernel.iter().map(load).collect()
+}
+
+fn lock_cache(cache: &Path, progress: &Progress) -> Result<File, BuildError> {
+    let path = cache.join("image.lock");
+    let failed = |source| file_error(&path, source);
+    fs::create_dir_all(cache).map_err(failed)?;
+    let file = File::create(&path).map_err(failed)?;
+    if file.try_lock().is_err() {
+        progress.stage("waiting for another image build with the same cache");
+        file.lock().map_err(failed)?;
+    }
+    Ok(file)
+}
+
+fn file_error(path: &Path, source: io::Error) -> BuildError {
+    BuildError::File {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verity() -> VerityTree {
+        VerityTree {
+            data_blocks: 10,
+            salt: Digest32::of(b"salt"),
+            root_hash: Digest32::of(b"root"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_pins_the_whole_root() {
+        let VerityTree { salt, root_hash, .. } = verity();
+        assert_eq!(
+            command_line("quiet", &verity()),
+            format!(
+                "quiet dm-mod.create=\"root,,0,ro,0 80 verity 1 /dev/vda /dev/vda 4096 4096 10 10 sha256 \
+                 {root_hash} {salt} 1 panic_on_corruption\""
+            )
+        );
+    }
+
+    #[test]
+    fn the_input_digest_covers_names_and_digests() {
+        let inputs = |name: &str, value: &[u8]| BTreeMap::from([(name.to_owned(), Digest32::of(value))]);
+        let base = input_digest(&inputs("a", b"1"));
+        assert_eq!(base, input_digest(&inputs("a", b"1")));
+        assert_ne!(base, input_digest(&inputs("b", b"1")));
+        assert_ne!(base, input_digest(&inputs("a", b"2")));
+    }
+
+    #[test]
+    fn an_image_is_current_only_if_whole_and_from_the_same_inputs() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifact = |name: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, name).unwrap();
+            Artifact::of_file(&path).unwrap()
+        };
+        let digest = Digest32::of(b"inputs");
+        let manifest = Manifest {
+            version: 1,
+            profile: ImageProfile::Dev,
+            command_line: command_line("quiet", &verity()),
+            artifacts: Artifacts {
+                firmware: artifact("firmware.fd"),
+                kernel: artifact("kernel"),
+                root: artifact("root.img"),
+            },
+            root_verity: verity(),
+            inputs: BTreeMap::new(),
+            input_digest: digest,
+            files: vec![],
+        };
+        let current = |digest| is_current(dir.path(), ImageProfile::Dev, digest);
+        assert!(!current(digest), "no manifest");
+        fs::write(
+            dir.path().join("manifest.json"),
+            serde_json::to_string(&manifest).unwrap(),
+        )
+        .unwrap();
+        assert!(current(digest));
+        assert!(!current(Digest32::of(b"other inputs")));
+        assert!(!is_current(dir.path(), ImageProfile::Cpu, digest));
+        fs::write(dir.path().join("root.img"), "root.im").unwrap();
+        assert!(!current(digest), "truncated");
+    }
+}

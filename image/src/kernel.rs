@@ -1,0 +1,343 @@
+//! Builds the guest's kernel from Debian's source package, or takes it from the cache.
+//!
+//! The cache key covers everything that decides the result: source, configuration fragments, compiler and
+//! linker version, and this module's own recipe. A kernel is built in its source tree, where all paths that
+//! the compiler sees are relative, so the folder's name does not get into the binary.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cocoon_evidence::Digest32;
+
+use crate::{
+    command::{self, CommandError},
+    input::{self, InputError},
+    recipe::LockedInput,
+};
+
+/// Changes when this module builds differently from the same inputs.
+const METHOD: &str = "tinyconfig-in-tree-1";
+const TOOLS: [&str; 10] = [
+    "bc", "bison", "dpkg-deb", "flex", "gcc", "ld", "make", "strip", "tar", "xz",
+];
+const WORK_PREFIX: &str = ".work-";
+
+/// One configuration fragment.
+#[derive(Debug, Clone)]
+pub struct Fragment {
+    /// Its file name.
+    pub name: String,
+    /// Its lines.
+    pub text: String,
+}
+
+/// What a kernel is built from.
+#[derive(Debug)]
+pub struct KernelPlan {
+    source: LockedInput,
+    fragments: Vec<Fragment>,
+    compiler: String,
+    key: Digest32,
+}
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A tool is missing or failed.
+    #[error("the kernel was not built")]
+    Command(#[from] CommandError),
+    /// The source is not at hand.
+    #[error("the kernel's source is not at hand")]
+    Input(#[source] Box<InputError>),
+    /// The cache cannot be used.
+    #[error("cannot use {} for building the kernel (it takes 2 GB for some minutes)", path.display())]
+    Cache {
+        /// Which path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Kconfig dropped or changed a line, because a dependency is missing or another option selects it.
+    #[error("the kernel's configuration does not have what the fragments ask for: {}", wrong.join(", "))]
+    Configuration {
+        /// Each as `wanted (found)`.
+        wrong: Vec<String>,
+    },
+}
+
+impl From<InputError> for KernelError {
+    fn from(error: InputError) -> Self {
+        Self::Input(Box::new(error))
+    }
+}
+
+impl KernelPlan {
+    /// Collects what decides the kernel's bytes.
+    ///
+    /// # Errors
+    /// The compiler is missing.
+    pub fn new(source: LockedInput, fragments: Vec<Fragment>) -> Result<Self, KernelError> {
+        let compiler = format!("{}; {}", command::version("gcc")?, command::version("ld")?);
+        let mut parts = vec![METHOD.to_owned(), source.sha256.to_string(), compiler.clone()];
+        parts.extend(fragments.iter().map(|fragment| fragment.text.clone()));
+        let lengths: Vec<_> = parts
+            .iter()
+            .map(|part| (part.len() as u64).to_le_bytes())
+            .collect();
+        let parts = lengths.iter().zip(&parts);
+        let key = Digest32::of_parts(parts.flat_map(|(length, part)| [length.as_slice(), part.as_bytes()]));
+        Ok(Self {
+            source,
+            fragments,
+            compiler,
+            key,
+        })
+    }
+
+    /// The inputs for the manifest.
+    pub fn inputs(&self) -> BTreeMap<String, Digest32> {
+        let mut inputs = BTreeMap::from([
+            (self.source.file.clone(), self.source.sha256),
+            ("kernel method".to_owned(), Digest32::of(METHOD.as_bytes())),
+            (
+                format!("compiler: {}", self.compiler),
+                Digest32::of(self.compiler.as_bytes()),
+            ),
+        ]);
+        for fragment in &self.fragments {
+            inputs.insert(fragment.name.clone(), Digest32::of(fragment.text.as_bytes()));
+        }
+        inputs
+    }
+
+    /// The kernel, if the cache has it.
+    pub fn cached(&self, cache: &Path) -> Option<PathBuf> {
+        let image = self.folder(cache).join("bzImage");
+        image.is_file().then_some(image)
+    }
+
+    /// Builds the kernel into the cache. The caller holds the cache's lock.
+    ///
+    /// # Errors
+    /// See [`KernelError`]. The cache then has no kernel under this key, but a log.
+    pub fn build(&self, given: Option<&Path>, cache: &Path) -> Result<PathBuf, KernelError> {
+        command::require(&TOOLS)?;
+        let source = input::find(&self.source, given, cache)?;
+        let kernels = cache.join("kernel");
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| KernelError::Cache { path, source }
+        };
+        fs::create_dir_all(&kernels).map_err(failed(&kernels))?;
+        // Folders of builds that were killed: nobody else is building while the lock is held.
+        for entry in fs::read_dir(&kernels).map_err(failed(&kernels))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
+                fs::remove_dir_all(entry.path()).map_err(failed(&entry.path()))?;
+            }
+        }
+        let work = tempfile::Builder::new()
+            .prefix(WORK_PREFIX)
+            .tempdir_in(&kernels)
+            .map_err(failed(&kernels))?;
+        let log = kernels.join("build.log");
+        fs::write(&log, "").map_err(failed(&log))?;
+
+        let tree = unpack(&source, work.path(), &log)?;
+        self.configure(&tree, &log)?;
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        command::run(make(&tree).args([&format!("-j{jobs}"), "bzImage"]), Some(&log))?;
+
+        let done = work.path().join("done");
+        fs::create_dir(&done).map_err(failed(&done))?;
+        for (from, to) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
+            fs::copy(tree.join(from), done.join(to)).map_err(failed(&done))?;
+        }
+        let folder = self.folder(cache);
+        fs::rename(&done, &folder).map_err(failed(&folder))?;
+        Ok(folder.join("bzImage"))
+    }
+
+    fn configure(&self, tree: &Path, log: &Path) -> Result<(), KernelError> {
+        let path = tree.join(".config");
+        let failed = |source| KernelError::Cache {
+            path: path.clone(),
+            source,
+        };
+        command::run(make(tree).arg("tinyconfig"), Some(log))?;
+        let mut config = fs::read_to_string(&path).map_err(failed)?;
+        for fragment in &self.fragments {
+            config += "\n";
+            config += &fragment.text;
+        }
+        fs::write(&path, config).map_err(failed)?;
+        command::run(make(tree).arg("olddefconfig"), Some(log))?;
+        check_configuration(&self.fragments, &fs::read_to_string(&path).map_err(failed)?)
+    }
+
+    fn folder(&self, cache: &Path) -> PathBuf {
+        cache.join("kernel").join(self.key.to_string())
+    }
+}
+
+fn unpack(package: &Path, work: &Path, log: &Path) -> Result<PathBuf, KernelError> {
+    let failed = |source| KernelError::Cache {
+        path: work.to_owned(),
+        source,
+    };
+    let contents = work.join("package");
+    command::run(
+        Command::new("dpkg-deb").arg("-x").args([package, &contents]),
+        Some(log),
+    )?;
+    let archives = contents.join("usr/src");
+    let archive = find_one(&archives, |name| name.ends_with(".tar.xz")).map_err(failed)?;
+    let tree = work.join("tree");
+    fs::create_dir(&tree).map_err(failed)?;
+    command::run(
+        Command::new("tar")
+            .args(["--extract", "--strip-components=1", "--file"])
+            .arg(archive)
+            .arg("--directory")
+            .arg(&tree),
+        Some(log),
+    )?;
+    fs::remove_dir_all(contents).map_err(failed)?;
+    Ok(tree)
+}
+
+fn find_one(folder: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<PathBuf> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if wanted(&entry.file_name().to_string_lossy()) {
+            return Ok(entry.path());
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the package holds no source archive",
+    ))
+}
+
+/// `make` in a tree, with everything fixed that would otherwise get into the kernel.
+fn make(tree: &Path) -> Command {
+    let mut make = Command::new("make");
+    make.arg("--silent")
+        .current_dir(tree)
+        .env("KBUILD_BUILD_TIMESTAMP", "2026-01-01")
+        .env("KBUILD_BUILD_USER", "cocoon")
+        .env("KBUILD_BUILD_HOST", "cocoon")
+        .env("KBUILD_BUILD_VERSION", "1")
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC");
+    for variable in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "KCFLAGS",
+        "KBUILD_OUTPUT",
+        "ARCH",
+        "CROSS_COMPILE",
+    ] {
+        make.env_remove(variable);
+    }
+    make
+}
+
+/// Every line of the fragments has to hold; where two name the same option, the later one.
+fn check_configuration(fragments: &[Fragment], config: &str) -> Result<(), KernelError> {
+    let found: BTreeMap<_, _> = config.lines().filter_map(assignment).collect();
+    let lines = fragments.iter().flat_map(|fragment| fragment.text.lines());
+    let wanted: BTreeMap<_, _> = lines.filter_map(assignment).collect();
+    let wrong: Vec<_> = wanted
+        .into_iter()
+        .map(|(option, value)| (option, value, found.get(option).copied().unwrap_or("n")))
+        .filter(|(_, value, found)| value != found)
+        .map(|(option, value, found)| format!("{option}={value} (found {found})"))
+        .collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(KernelError::Configuration { wrong })
+}
+
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    line.trim().strip_prefix("CONFIG_")?.split_once('=')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fragment(text: &str) -> Fragment {
+        Fragment {
+            name: "test".into(),
+            text: text.into(),
+        }
+    }
+
+    fn locked() -> LockedInput {
+        LockedInput {
+            name: "linux-source".into(),
+            version: "1".into(),
+            file: "cocoon-test-source.deb".into(),
+            bytes: 1,
+            sha256: Digest32::of(b"source"),
+            apt: "cocoon-test-source=1".into(),
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_overrides_and_every_other_line_must_hold() {
+        let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x,y\"\nCONFIG_D=-1\n";
+        let check = |texts: &[&str]| {
+            let fragments: Vec<_> = texts.iter().map(|text| fragment(text)).collect();
+            check_configuration(&fragments, config).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["CONFIG_A=n\nCONFIG_B=n", "CONFIG_A=y"]), Ok(()));
+        assert_eq!(check(&["# CONFIG_A=n\nCONFIG_C=\"x,y\"\nCONFIG_D=-1"]), Ok(()));
+        for text in ["CONFIG_A=n", "CONFIG_B=y", "CONFIG_C=\"x\"", "CONFIG_MISSPELT=y"] {
+            let error = check(&[text]).unwrap_err();
+            assert!(error.contains(text.trim_start_matches("CONFIG_")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_key_covers_source_and_fragments() {
+        let key = |source: LockedInput, texts: &[&str]| {
+            let fragments = texts.iter().map(|text| fragment(text)).collect();
+            KernelPlan::new(source, fragments).unwrap().key
+        };
+        let base = key(locked(), &["CONFIG_A=y\n"]);
+        assert_eq!(base, key(locked(), &["CONFIG_A=y\n"]));
+        assert_ne!(base, key(locked(), &["CONFIG_A=n\n"]));
+        assert_ne!(
+            base,
+            key(locked(), &["CONFIG_A=y", "\n"]),
+            "bytes cannot move between fragments"
+        );
+        let other = LockedInput {
+            sha256: Digest32::of(b"other"),
+            ..locked()
+        };
+        assert_ne!(base, key(other, &["CONFIG_A=y\n"]));
+    }
+
+    #[test]
+    fn a_wrong_source_leaves_no_kernel() {
+        let (given, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(given.path().join("cocoon-test-source.deb"), "other bytes").unwrap();
+        let plan = KernelPlan::new(locked(), vec![]).unwrap();
+        let error = plan.build(Some(given.path()), cache.path()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                KernelError::Input(_) | KernelError::Command(CommandError::MissingTool { .. })
+            ),
+            "{error}"
+        );
+        assert_eq!(plan.cached(cache.path()), None);
+    }
+}

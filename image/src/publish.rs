@@ -1,0 +1,153 @@
+//! Lets a result appear under its name only when it is complete.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use tempfile::TempDir;
+
+/// Why a result is not under its name.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The folder cannot be made, filled or renamed.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// Which path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something else is there.
+    #[error("{} is there and holds no manifest.json: it is not replaced; give another --out", path.display())]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// A folder being filled, beside the place where it will appear.
+#[derive(Debug)]
+pub struct Staging {
+    target: PathBuf,
+    work: TempDir,
+}
+
+impl Staging {
+    /// Starts a folder that will replace `target`, which has to be absent, empty or an older image.
+    /// Removes what killed runs left beside it.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn beside(target: &Path) -> Result<Self, PublishError> {
+        let target = std::path::absolute(target).map_err(|source| write_error(target, source))?;
+        let is_empty = || Ok(fs::read_dir(&target)?.next().is_none());
+        if target.exists()
+            && !target.join("manifest.json").is_file()
+            && !is_empty().map_err(|source| write_error(&target, source))?
+        {
+            return Err(PublishError::Foreign { path: target });
+        }
+        let (parent, name) = (target.parent(), target.file_name());
+        let (Some(parent), Some(name)) = (parent, name) else {
+            return Err(PublishError::Foreign { path: target });
+        };
+        let failed = |source| write_error(parent, source);
+        fs::create_dir_all(parent).map_err(failed)?;
+        let prefix = format!(".{}.partial-", name.to_string_lossy());
+        for entry in fs::read_dir(parent).map_err(failed)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_dir_all(entry.path()).map_err(|source| write_error(&entry.path(), source))?;
+            }
+        }
+        let work = tempfile::Builder::new()
+            .prefix(&prefix)
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir_in(parent)
+            .map_err(failed)?;
+        Ok(Self { target, work })
+    }
+
+    /// The folder to be filled.
+    pub fn path(&self) -> &Path {
+        self.work.path()
+    }
+
+    /// Puts the folder in its place in one step; what was there is removed.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish(self) -> Result<(), PublishError> {
+        let (work, target) = (self.work.path(), &self.target);
+        if target.exists() {
+            // After the exchange the old image is in the temporary folder, which is removed when dropped.
+            renameat2(AT_FDCWD, work, AT_FDCWD, target, RenameFlags::RENAME_EXCHANGE)
+        } else {
+            renameat2(AT_FDCWD, work, AT_FDCWD, target, RenameFlags::RENAME_NOREPLACE)
+        }
+        .map_err(|errno| write_error(target, errno.into()))
+    }
+}
+
+fn write_error(path: &Path, source: io::Error) -> PublishError {
+    PublishError::Write {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_under_the_name_before_publishing_and_only_the_new_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("deep/image");
+        for content in ["first", "second"] {
+            let staging = Staging::beside(&target).unwrap();
+            fs::write(staging.path().join("manifest.json"), content).unwrap();
+            if content == "first" {
+                assert!(!target.exists());
+            }
+            staging.publish().unwrap();
+            assert_eq!(fs::read_to_string(target.join("manifest.json")).unwrap(), content);
+            assert_eq!(names(target.parent().unwrap()), ["image"]);
+        }
+    }
+
+    #[test]
+    fn a_run_that_fails_or_is_killed_leaves_the_old_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("image");
+        let staging = Staging::beside(&target).unwrap();
+        fs::write(staging.path().join("manifest.json"), "old").unwrap();
+        staging.publish().unwrap();
+
+        let killed = Staging::beside(&target).unwrap();
+        let left = killed.work.keep();
+        assert!(left.exists());
+        drop(Staging::beside(&target).unwrap());
+        assert_eq!(names(dir.path()), ["image"]);
+        assert_eq!(fs::read_to_string(target.join("manifest.json")).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_folder_that_is_no_image_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("letter.txt"), "dear").unwrap();
+        let error = Staging::beside(dir.path()).unwrap_err();
+        assert!(matches!(error, PublishError::Foreign { .. }), "{error}");
+    }
+}

@@ -1,0 +1,186 @@
+//! Reads the recipe: what an image consists of (`PROFILE.toml`) and which fetched inputs it is made from
+//! (`image.lock`). Both are part of the source tree and trusted like it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use cocoon_evidence::Digest32;
+use cocoon_measurements::ImageProfile;
+use serde::{Deserialize, de::DeserializeOwned};
+
+/// The recipe's folder in the source tree.
+pub const FOLDER: &str = "image/recipe";
+
+/// `PROFILE.toml`: one image.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Path of the firmware on this machine.
+    pub firmware: PathBuf,
+    /// Names of kernel configuration fragments in the recipe's folder.
+    pub kernel: Vec<String>,
+    /// The kernel command line without the dm-verity table.
+    pub command_line: String,
+    /// Directories of the root that are to be there and empty.
+    pub directories: Vec<String>,
+    /// Programs of this workspace.
+    #[serde(rename = "program")]
+    pub programs: Vec<Program>,
+    /// Where needed shared libraries are looked for, in order.
+    #[serde(rename = "library")]
+    pub libraries: Vec<LibraryFolder>,
+}
+
+/// A program of this workspace and its place in the root.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Absolute path in the root.
+    pub path: String,
+    /// The crate; its program has the same name.
+    pub package: String,
+    /// Cargo features to turn on.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// How the C library is linked.
+    pub linkage: Linkage,
+}
+
+/// How a program gets its C library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Linkage {
+    /// In the program.
+    Static,
+    /// From the root.
+    Dynamic,
+}
+
+/// A folder with shared libraries.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibraryFolder {
+    /// Named as the source in the manifest.
+    pub name: String,
+    /// On this machine; may start with `${LIBTORCH}`.
+    pub folder: String,
+    /// Remove symbols that linking does not need.
+    #[serde(default)]
+    pub strip: bool,
+}
+
+/// `image.lock`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// The inputs.
+    #[serde(rename = "input")]
+    pub inputs: Vec<LockedInput>,
+}
+
+/// One file of exactly known content.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedInput {
+    /// What the builder calls it.
+    pub name: String,
+    /// For people.
+    pub version: String,
+    /// File name.
+    pub file: String,
+    /// Length.
+    pub bytes: u64,
+    /// Of the whole file.
+    pub sha256: Digest32,
+    /// `PACKAGE=VERSION` for `apt-get download`.
+    pub apt: String,
+}
+
+/// Why a recipe cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file cannot be read.
+    #[error("cannot read the recipe {}; is --source the root of Cocoon's source tree?", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what this program expects.
+    #[error("the recipe {} is malformed", path.display())]
+    Malformed {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<toml::de::Error>,
+    },
+    /// The lock lacks an input that the builder needs.
+    #[error("image.lock has no input named {name:?}")]
+    NotLocked {
+        /// The name.
+        name: &'static str,
+    },
+}
+
+impl Recipe {
+    /// Reads the recipe of a profile from a source tree.
+    ///
+    /// # Errors
+    /// See [`RecipeError`].
+    pub fn load(source: &Path, profile: ImageProfile) -> Result<Self, RecipeError> {
+        let name = match profile {
+            ImageProfile::Dev => "dev.toml",
+            ImageProfile::Cpu => "cpu.toml",
+            ImageProfile::Gpu => "gpu.toml",
+        };
+        load(&source.join(FOLDER).join(name))
+    }
+}
+
+impl Lock {
+    /// Reads the lock of a source tree.
+    ///
+    /// # Errors
+    /// See [`RecipeError`].
+    pub fn load(source: &Path) -> Result<Self, RecipeError> {
+        load(&source.join(FOLDER).join("image.lock"))
+    }
+
+    /// The input with this name.
+    ///
+    /// # Errors
+    /// [`RecipeError::NotLocked`].
+    pub fn input(&self, name: &'static str) -> Result<&LockedInput, RecipeError> {
+        let found = self.inputs.iter().find(|input| input.name == name);
+        found.ok_or(RecipeError::NotLocked { name })
+    }
+}
+
+fn load<T: DeserializeOwned>(path: &Path) -> Result<T, RecipeError> {
+    let text = fs::read_to_string(path).map_err(|source| RecipeError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| RecipeError::Malformed {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recipes_of_this_tree_are_well_formed() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let recipe = Recipe::load(source, ImageProfile::Dev).unwrap();
+        for fragment in &recipe.kernel {
+            assert!(source.join(FOLDER).join(fragment).is_file(), "{fragment}");
+        }
+        Lock::load(source).unwrap().input("linux-source").unwrap();
+    }
+}
