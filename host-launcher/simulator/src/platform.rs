@@ -94,8 +94,8 @@ impl SimulatedPlatform {
         let pck_ca_chain = certificates.pck_ca + &certificates.root;
         let quoting = QuotingEnclave::new(
             Key::open_or_create(dir, "attestation.key")?,
-            keys.pck.clone(),
-            certificates.pck + &pck_ca_chain,
+            &keys.pck,
+            &(certificates.pck + &pck_ca_chain),
         );
         Ok(Self {
             keys,

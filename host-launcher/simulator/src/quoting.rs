@@ -40,7 +40,7 @@ pub(crate) struct QuotingEnclave {
 
 impl QuotingEnclave {
     /// `pck_chain`: PCK leaf, PCK CA and root, PEM.
-    pub(crate) fn new(attestation: Key, pck: Key, pck_chain: String) -> Self {
+    pub(crate) fn new(attestation: Key, pck: &Key, pck_chain: &str) -> Self {
         let authentication: [u8; 32] = *Digest32::of(b"Cocoon SIMULATED QE authentication data").as_bytes();
         let bound = Digest32::of_parts([attestation.public_xy(), &authentication]);
         let report = qe_report(&bound);

@@ -67,6 +67,7 @@ impl SimulatedTd {
     }
 
     /// Answers one request of the guest.
+    #[allow(clippy::needless_pass_by_value, reason = "a request is answered once")]
     pub fn handle(&mut self, request: ToPlatform) -> FromPlatform {
         match request {
             ToPlatform::Extend {

@@ -1,5 +1,7 @@
 //! What the simulated platform signs passes an unmodified DCAP verifier, and only under its own root.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use cocoon_evidence::{Digest48, Register, Rtmr};
 use cocoon_protocol::simulated::{FromPlatform, ToPlatform};
 use cocoon_simulator::{

@@ -1,0 +1,729 @@
+//! Complete bundles from a simulated platform: what a client accepts, and one test for each attack that it must
+//! notice.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use cocoon_evidence::{
+    Digest32, Digest48, EventKind, EventLog, EvidenceBundle, FreshBinding, Platform, ReportData, Role, Rtmr,
+    RuntimeEvent, TlsBinding,
+};
+use cocoon_protocol::simulated::{FromPlatform, ToPlatform};
+use cocoon_simulator::{
+    COLLATERAL_LIFETIME_S, InitialRegisters, SIMULATED_TCB_EVALUATION_NUMBER, SIMULATED_TD_ATTRIBUTES,
+    SIMULATED_XFAM, SimulatedPlatform, SimulatedTd,
+};
+use cocoon_verify::{
+    Bits64, EventTerms, GpuEvidenceRule, INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformKind, PlatformTerms,
+    Policy, PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass, RegisterTerms, Report, TcbStatusName,
+    TcbTerms, TdTerms, TrustedGuest, UsageKeyRule, Verdict, appraise,
+};
+use proptest::prelude::*;
+
+const NOW_S: u64 = 1_800_000_000;
+const USAGE_KEY: [u8; 32] = [5; 32];
+const SPKI: &[u8] = b"SubjectPublicKeyInfo of the TLS key";
+const DOCUMENT: &[u8] = b"launch document";
+const MODEL: &[u8] = b"0 16 verity 1 ...";
+
+/// A guest on a simulated platform, and the policy that was written for it.
+struct World {
+    _state: tempfile::TempDir,
+    platform: SimulatedPlatform,
+    terms: PolicyTerms,
+}
+
+impl World {
+    fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let platform = SimulatedPlatform::open_or_create(state.path(), NOW_S).unwrap();
+        let terms = terms(&platform);
+        Self {
+            _state: state,
+            platform,
+            terms,
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        Policy::new(self.terms.clone()).unwrap()
+    }
+
+    fn collateral(&self) -> Vec<u8> {
+        self.platform.collateral(NOW_S).unwrap()
+    }
+
+    /// A bundle as the honest guest makes it, for its certificate.
+    fn bundle(&self) -> EvidenceBundle {
+        let mut td = self.platform.start_td(registers());
+        let events = boot(&mut td, &honest_events());
+        let report_data = tls_report_data(&events);
+        quoted(&mut td, events, report_data)
+    }
+
+    fn judge(&self, bundle: &EvidenceBundle) -> (Report, Result<TrustedGuest, Refusal>) {
+        self.judge_with(
+            bundle,
+            &self.collateral(),
+            &tls_report_data(&bundle.events),
+            NOW_S,
+        )
+    }
+
+    fn judge_with(
+        &self,
+        bundle: &EvidenceBundle,
+        collateral: &[u8],
+        report_data: &ReportData,
+        now_s: u64,
+    ) -> (Report, Result<TrustedGuest, Refusal>) {
+        let appraisal = appraise(&self.policy(), bundle, collateral, report_data, now_s);
+        (appraisal.report.clone(), appraisal.into_trusted())
+    }
+
+    /// The guest is refused, because of exactly these rows.
+    #[track_caller]
+    fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {
+        assert_refused(self.judge(bundle), class, rows);
+    }
+}
+
+#[track_caller]
+fn assert_refused(
+    (report, trusted): (Report, Result<TrustedGuest, Refusal>),
+    class: RefusalClass,
+    rows: &[&str],
+) {
+    let failed: Vec<_> = report
+        .checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Fail)
+        .map(|check| check.name)
+        .collect();
+    assert_eq!(failed, rows, "{report:#?}");
+    assert_eq!(trusted.unwrap_err().class, class);
+}
+
+fn registers() -> InitialRegisters {
+    InitialRegisters {
+        mrtd: Digest48::of(b"firmware"),
+        rtmr0: Digest48::of(b"hardware"),
+        rtmr1: Digest48::of(b"kernel"),
+        rtmr2: Digest48::of(b"command line"),
+    }
+}
+
+fn terms(platform: &SimulatedPlatform) -> PolicyTerms {
+    PolicyTerms {
+        version: POLICY_VERSION,
+        number: 1,
+        expires_s: NOW_S + 1000,
+        role: PolicyRole::Inference,
+        platform: PlatformTerms {
+            kind: PlatformKind::Tdx,
+            simulated: true,
+            root_pem: platform.root_pem().into(),
+        },
+        registers: RegisterTerms {
+            mrtd: vec![registers().mrtd],
+            rtmr0: vec![Digest48::of(b"other hardware"), registers().rtmr0],
+            rtmr1: vec![registers().rtmr1],
+            rtmr2: vec![registers().rtmr2],
+            mr_config_id: vec![Digest48::ZERO],
+            mr_owner: vec![Digest48::ZERO],
+            mr_owner_config: vec![Digest48::ZERO],
+        },
+        td: TdTerms {
+            attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
+            xfam: Bits64(SIMULATED_XFAM),
+        },
+        tcb: TcbTerms {
+            accepted: vec![TcbStatusName::UP_TO_DATE],
+            evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
+        },
+        events: EventTerms {
+            launch_document: vec![Digest48::of(DOCUMENT)],
+            model: vec![Digest48::of(MODEL)],
+            usage_key: UsageKeyRule::Bound,
+            gpu_evidence: GpuEvidenceRule::None,
+            ready: ReadyRule::Empty,
+        },
+    }
+}
+
+fn honest_events() -> Vec<(EventKind, Vec<u8>)> {
+    vec![
+        (EventKind::LaunchDocument, DOCUMENT.to_vec()),
+        (EventKind::Model, MODEL.to_vec()),
+        (EventKind::UsageKey, USAGE_KEY.to_vec()),
+        (EventKind::GpuEvidence, vec![]),
+        (EventKind::Ready, vec![]),
+    ]
+}
+
+/// Extends RTMR3 with any events, also with those that an honest log would not take.
+fn boot(td: &mut SimulatedTd, events: &[(EventKind, Vec<u8>)]) -> EventLog {
+    for (kind, payload) in events {
+        let event = RuntimeEvent {
+            kind: *kind,
+            payload: payload.clone(),
+        };
+        extend(td, event.digest());
+    }
+    log(events)
+}
+
+fn extend(td: &mut SimulatedTd, digest: Digest48) {
+    let register = Rtmr::Rtmr3;
+    assert_eq!(
+        td.handle(ToPlatform::Extend { register, digest }),
+        FromPlatform::Extended
+    );
+}
+
+/// A log with any events, as it would come from the network.
+fn log(events: &[(EventKind, Vec<u8>)]) -> EventLog {
+    let array: Vec<_> = events
+        .iter()
+        .map(|(kind, payload)| RuntimeEvent {
+            kind: *kind,
+            payload: payload.clone(),
+        })
+        .collect();
+    minicbor::decode(&minicbor::to_vec(&array).unwrap()).unwrap()
+}
+
+fn quoted(td: &mut SimulatedTd, events: EventLog, report_data: ReportData) -> EvidenceBundle {
+    let request = ToPlatform::Quote {
+        report_data: report_data.0,
+    };
+    let FromPlatform::Quote { quote } = td.handle(request) else {
+        panic!("the platform does not quote");
+    };
+    EvidenceBundle {
+        platform: Platform::Tdx { quote },
+        events,
+        gpu: vec![],
+    }
+}
+
+fn tls_binding(events: &EventLog) -> TlsBinding<'static> {
+    TlsBinding {
+        spki: SPKI,
+        usage_key: &USAGE_KEY,
+        not_before_s: 1,
+        not_after_s: 2,
+        role: Role::Inference,
+        log: events.replay(),
+    }
+}
+
+fn tls_report_data(events: &EventLog) -> ReportData {
+    tls_binding(events).report_data()
+}
+
+fn quote_bytes(bundle: &mut EvidenceBundle) -> &mut Vec<u8> {
+    let Platform::Tdx { quote } = &mut bundle.platform;
+    quote
+}
+
+#[test]
+fn the_honest_guest_is_trusted_and_every_row_says_simulated() {
+    let world = World::new();
+    let (report, trusted) = world.judge(&world.bundle());
+    let guest = trusted.unwrap();
+    assert!(report.is_accepted());
+    assert!(guest.is_simulated());
+    assert_eq!(guest.usage_key(), &USAGE_KEY);
+    assert_eq!(guest.launch_document(), DOCUMENT);
+    assert_eq!(guest.platform().fmspc, *b"SIM\0\0\0");
+    assert_eq!(guest.platform().ppid.len(), 16);
+    let not_simulated: Vec<_> = report
+        .checks
+        .iter()
+        .filter(|check| check.verdict != Verdict::Simulated)
+        .map(|check| (check.name, check.verdict))
+        .collect();
+    assert_eq!(
+        not_simulated,
+        [
+            ("policy expiry", Verdict::Pass),
+            ("quote format", Verdict::Pass),
+            ("endorsements", Verdict::Pass)
+        ]
+    );
+    for name in [
+        "MRTD",
+        "RTMR0",
+        "RTMR1",
+        "RTMR2",
+        "RTMR3",
+        "TD attributes",
+        "report data",
+    ] {
+        assert_eq!(report.check(name).unwrap().verdict, Verdict::Simulated, "{name}");
+    }
+}
+
+#[test]
+fn each_wrong_register_is_named_alone() {
+    let other = Digest48::of(b"evil");
+    let honest = registers();
+    let cases: [(&str, InitialRegisters); 4] = [
+        (
+            "MRTD",
+            InitialRegisters {
+                mrtd: other,
+                ..honest
+            },
+        ),
+        (
+            "RTMR0",
+            InitialRegisters {
+                rtmr0: other,
+                ..honest
+            },
+        ),
+        (
+            "RTMR1",
+            InitialRegisters {
+                rtmr1: other,
+                ..honest
+            },
+        ),
+        (
+            "RTMR2",
+            InitialRegisters {
+                rtmr2: other,
+                ..honest
+            },
+        ),
+    ];
+    let world = World::new();
+    for (name, registers) in cases {
+        let mut td = world.platform.start_td(registers);
+        let events = boot(&mut td, &honest_events());
+        let report_data = tls_report_data(&events);
+        let bundle = quoted(&mut td, events, report_data);
+        world.assert_refused(&bundle, RefusalClass::Policy, &[name]);
+    }
+}
+
+#[test]
+fn what_the_host_sets_when_it_makes_the_td_is_compared() {
+    let mut world = World::new();
+    let bundle = world.bundle();
+    let other = vec![Digest48::of(b"other")];
+    world.terms.registers.mr_config_id = other.clone();
+    world.terms.registers.mr_owner = other.clone();
+    world.terms.registers.mr_owner_config = other;
+    world.assert_refused(
+        &bundle,
+        RefusalClass::Policy,
+        &["MRCONFIGID", "MROWNER", "MROWNERCONFIG"],
+    );
+}
+
+#[test]
+fn an_event_that_the_log_does_not_show_is_noticed() {
+    let world = World::new();
+    let mut td = world.platform.start_td(registers());
+    let events = boot(&mut td, &honest_events());
+    extend(&mut td, Digest48::of(b"hidden"));
+    let report_data = tls_report_data(&events);
+    let bundle = quoted(&mut td, events, report_data);
+    world.assert_refused(&bundle, RefusalClass::Policy, &["RTMR3"]);
+}
+
+#[test]
+fn events_reordered_in_the_log_are_noticed() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    let mut events = honest_events();
+    events.swap(0, 1);
+    bundle.events = log(&events);
+    let rows = ["report data", "RTMR3", "event order"];
+    world.assert_refused(&bundle, RefusalClass::Channel, &rows);
+}
+
+#[test]
+fn events_that_a_guest_really_extended_in_another_order_are_refused() {
+    let world = World::new();
+    let mut td = world.platform.start_td(registers());
+    let mut events = honest_events();
+    events.swap(0, 1);
+    let events = boot(&mut td, &events);
+    let report_data = tls_report_data(&events);
+    let bundle = quoted(&mut td, events, report_data);
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event order"]);
+}
+
+#[test]
+fn a_guest_that_is_not_ready_is_refused() {
+    let world = World::new();
+    let mut td = world.platform.start_td(registers());
+    let events = boot(&mut td, &honest_events()[..4]);
+    let report_data = tls_report_data(&events);
+    let bundle = quoted(&mut td, events, report_data);
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event order", "event ready"]);
+}
+
+/// The guest really booted with this event, and says so.
+fn booted_with(world: &World, index: usize, payload: &[u8]) -> EvidenceBundle {
+    let mut events = honest_events();
+    events[index].1 = payload.to_vec();
+    let mut td = world.platform.start_td(registers());
+    let events = boot(&mut td, &events);
+    let report_data = tls_report_data(&events);
+    quoted(&mut td, events, report_data)
+}
+
+#[test]
+fn a_guest_with_another_launch_document_is_refused() {
+    let world = World::new();
+    let bundle = booted_with(&world, 0, b"other document");
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event launch-document"]);
+}
+
+#[test]
+fn a_guest_with_another_model_is_refused() {
+    let world = World::new();
+    let bundle = booted_with(&world, 1, b"other model");
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event model"]);
+}
+
+#[test]
+fn a_usage_key_of_another_length_is_refused() {
+    let world = World::new();
+    let bundle = booted_with(&world, 2, &[5; 33]);
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event usage-key"]);
+}
+
+#[test]
+fn gpu_evidence_that_the_policy_does_not_expect_is_refused() {
+    let world = World::new();
+    let bundle = booted_with(&world, 3, &[1; 48]);
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event gpu-evidence"]);
+    let mut smuggled = world.bundle();
+    smuggled.gpu = vec![vec![1].into()];
+    world.assert_refused(&smuggled, RefusalClass::Policy, &["event gpu-evidence"]);
+}
+
+#[test]
+fn gpu_evidence_swapped_in_the_bundle_is_refused() {
+    let mut world = World::new();
+    world.terms.events.gpu_evidence = GpuEvidenceRule::Bundle;
+    let measured = vec![vec![1, 2, 3].into()];
+    let digest = EvidenceBundle::gpu_digest(&measured).unwrap();
+    let mut bundle = booted_with(&world, 3, digest.as_bytes());
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event gpu-evidence"]);
+    bundle.gpu = vec![vec![1, 2, 4].into()];
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event gpu-evidence"]);
+    bundle.gpu = measured;
+    assert!(world.judge(&bundle).1.is_ok());
+}
+
+#[test]
+fn a_ready_event_with_content_is_refused() {
+    let world = World::new();
+    let bundle = booted_with(&world, 4, b"x");
+    world.assert_refused(&bundle, RefusalClass::Policy, &["event ready"]);
+}
+
+#[test]
+fn a_launch_document_swapped_after_the_boot_is_noticed() {
+    let world = World::new();
+    let mut honest = honest_events();
+    honest[0].1 = b"other document".to_vec();
+    let mut bundle = world.bundle();
+    bundle.events = log(&honest);
+    let rows = ["report data", "RTMR3", "event launch-document"];
+    world.assert_refused(&bundle, RefusalClass::Channel, &rows);
+}
+
+#[test]
+fn a_usage_key_swapped_after_the_boot_is_noticed() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    let mut events = honest_events();
+    events[2].1 = vec![6; 32];
+    bundle.events = log(&events);
+    let binding = TlsBinding {
+        usage_key: &[6; 32],
+        ..tls_binding(&bundle.events)
+    };
+    let verdict = world.judge_with(&bundle, &world.collateral(), &binding.report_data(), NOW_S);
+    assert_refused(verdict, RefusalClass::Channel, &["report data", "RTMR3"]);
+}
+
+#[test]
+fn evidence_copied_to_another_tls_key_is_refused() {
+    let world = World::new();
+    let bundle = world.bundle();
+    let own_key = TlsBinding {
+        spki: b"key of the man in the middle",
+        ..tls_binding(&bundle.events)
+    };
+    let verdict = world.judge_with(&bundle, &world.collateral(), &own_key.report_data(), NOW_S);
+    assert_refused(verdict, RefusalClass::Channel, &["report data"]);
+}
+
+#[test]
+fn a_certificate_prolonged_after_the_quote_is_refused() {
+    let world = World::new();
+    let bundle = world.bundle();
+    let longer = TlsBinding {
+        not_after_s: 3,
+        ..tls_binding(&bundle.events)
+    };
+    let verdict = world.judge_with(&bundle, &world.collateral(), &longer.report_data(), NOW_S);
+    assert_refused(verdict, RefusalClass::Channel, &["report data"]);
+}
+
+#[test]
+fn fresh_evidence_replayed_is_refused() {
+    let world = World::new();
+    let mut td = world.platform.start_td(registers());
+    let events = boot(&mut td, &honest_events());
+    let log = events.replay();
+    let asked = FreshBinding {
+        nonce: &[1; 32],
+        exporter: &[2; 32],
+        certificate: Digest32::of(b"certificate"),
+        role: Role::Inference,
+        log,
+    };
+    let bundle = quoted(&mut td, events, asked.report_data());
+    let collateral = world.collateral();
+    let judge =
+        |binding: &FreshBinding<'_>| world.judge_with(&bundle, &collateral, &binding.report_data(), NOW_S);
+    assert!(judge(&asked).1.is_ok());
+    let other_nonce = FreshBinding {
+        nonce: &[3; 32],
+        ..asked.clone()
+    };
+    let other_session = FreshBinding {
+        exporter: &[3; 32],
+        ..asked.clone()
+    };
+    let other_certificate = FreshBinding {
+        certificate: Digest32::of(b"other"),
+        ..asked.clone()
+    };
+    for binding in [other_nonce, other_session, other_certificate] {
+        assert_refused(judge(&binding), RefusalClass::Channel, &["report data"]);
+    }
+    let as_certificate = tls_report_data(&bundle.events);
+    let verdict = world.judge_with(&bundle, &collateral, &as_certificate, NOW_S);
+    assert_refused(verdict, RefusalClass::Channel, &["report data"]);
+}
+
+#[test]
+fn a_foreign_test_root_is_refused_and_nothing_else_holds() {
+    let world = World::new();
+    let foreign = World::new();
+    let bundle = foreign.bundle();
+    let verdict = world.judge_with(
+        &bundle,
+        &foreign.collateral(),
+        &tls_report_data(&bundle.events),
+        NOW_S,
+    );
+    for name in ["MRTD", "RTMR3", "report data", "TCB status", "event ready"] {
+        assert_eq!(verdict.0.check(name).unwrap().verdict, Verdict::Skip, "{name}");
+    }
+    assert_refused(verdict, RefusalClass::Signature, &["quote signature"]);
+}
+
+#[test]
+fn collateral_from_another_root_is_refused() {
+    let world = World::new();
+    let bundle = world.bundle();
+    let foreign = World::new().collateral();
+    let verdict = world.judge_with(&bundle, &foreign, &tls_report_data(&bundle.events), NOW_S);
+    assert_refused(verdict, RefusalClass::Signature, &["quote signature"]);
+}
+
+#[test]
+fn a_simulated_quote_under_a_production_policy_is_refused() {
+    let mut world = World::new();
+    let bundle = world.bundle();
+    world.terms.platform = PlatformTerms {
+        kind: PlatformKind::Tdx,
+        simulated: false,
+        root_pem: INTEL_SGX_ROOT_CA_PEM.into(),
+    };
+    world.assert_refused(&bundle, RefusalClass::Signature, &["quote signature"]);
+}
+
+#[test]
+fn an_expired_policy_accepts_nothing() {
+    let world = World::new();
+    let bundle = world.bundle();
+    let report_data = tls_report_data(&bundle.events);
+    let collateral = world.collateral();
+    assert!(
+        world
+            .judge_with(&bundle, &collateral, &report_data, NOW_S + 999)
+            .1
+            .is_ok()
+    );
+    let verdict = world.judge_with(&bundle, &collateral, &report_data, NOW_S + 1000);
+    assert_refused(verdict, RefusalClass::Freshness, &["policy expiry"]);
+}
+
+#[test]
+fn expired_endorsements_are_refused_as_stale_and_not_as_forged() {
+    let mut world = World::new();
+    world.terms.expires_s = u64::MAX / 4;
+    let bundle = world.bundle();
+    let report_data = tls_report_data(&bundle.events);
+    for now_s in [NOW_S + COLLATERAL_LIFETIME_S + 1, NOW_S - 2 * 3600] {
+        let verdict = world.judge_with(&bundle, &world.collateral(), &report_data, now_s);
+        assert_refused(verdict, RefusalClass::Freshness, &["endorsement freshness"]);
+    }
+}
+
+#[test]
+fn a_tcb_evaluation_number_below_the_minimum_is_refused() {
+    let mut world = World::new();
+    world.terms.tcb.evaluation_number_min = SIMULATED_TCB_EVALUATION_NUMBER + 1;
+    let bundle = world.bundle();
+    world.assert_refused(&bundle, RefusalClass::Tcb, &["TCB evaluation number"]);
+}
+
+#[test]
+fn td_attributes_and_xfam_are_compared_exactly() {
+    let mut world = World::new();
+    world.terms.td = TdTerms {
+        attributes: Bits64(SIMULATED_TD_ATTRIBUTES | 1 << 30),
+        xfam: Bits64(SIMULATED_XFAM | 1 << 11),
+    };
+    let bundle = world.bundle();
+    world.assert_refused(&bundle, RefusalClass::Policy, &["TD attributes", "XFAM"]);
+}
+
+#[test]
+fn bytes_after_the_quote_are_refused() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    quote_bytes(&mut bundle).push(0);
+    let (report, trusted) = world.judge(&bundle);
+    assert_eq!(report.check("quote format").unwrap().verdict, Verdict::Fail);
+    assert_eq!(trusted.unwrap_err().class, RefusalClass::Signature);
+}
+
+#[test]
+fn bytes_hidden_in_the_certification_data_are_refused() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    let quote = quote_bytes(&mut bundle);
+    // One byte more at the end, and both outer lengths say so: authentication data and QE certification data.
+    quote.push(0);
+    for offset in [632, 632 + 4 + 128 + 2] {
+        let length = u32::from_le_bytes(quote[offset..offset + 4].try_into().unwrap()) + 1;
+        quote[offset..offset + 4].copy_from_slice(&length.to_le_bytes());
+    }
+    let (report, trusted) = world.judge(&bundle);
+    assert_eq!(report.check("quote format").unwrap().verdict, Verdict::Fail);
+    assert!(trusted.is_err());
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_the_signed_part_is_refused() {
+    const SIGNED_BYTES: usize = 48 + 584;
+    let world = World::new();
+    let honest = world.bundle();
+    // One bit of every third byte: a verification takes milliseconds.
+    for byte in (0..SIGNED_BYTES).step_by(3) {
+        let mut bundle = honest.clone();
+        quote_bytes(&mut bundle)[byte] ^= 1 << (byte % 8);
+        let (_, trusted) = world.judge(&bundle);
+        assert!(trusted.is_err(), "byte {byte}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_signature_key_or_qe_report_is_refused() {
+    let world = World::new();
+    let honest = world.bundle();
+    let qe_report = 636 + 128 + 6;
+    for byte in (632..qe_report + 384 + 64 + 2 + 32).step_by(7) {
+        let mut bundle = honest.clone();
+        quote_bytes(&mut bundle)[byte] ^= 1 << (byte % 8);
+        let (_, trusted) = world.judge(&bundle);
+        assert!(trusted.is_err(), "byte {byte}");
+    }
+}
+
+#[test]
+fn a_truncated_quote_is_refused() {
+    let world = World::new();
+    let honest = world.bundle();
+    for length in (0..quote_bytes(&mut honest.clone()).len()).step_by(97) {
+        let mut bundle = honest.clone();
+        quote_bytes(&mut bundle).truncate(length);
+        assert!(world.judge(&bundle).1.is_err(), "length {length}");
+    }
+}
+
+#[test]
+fn oversized_endorsements_are_refused_unread() {
+    let world = World::new();
+    let bundle = world.bundle();
+    let mut collateral = world.collateral();
+    collateral.resize(cocoon_verify::ENDORSEMENTS_BYTES_MAX + 1, b' ');
+    let verdict = world.judge_with(&bundle, &collateral, &tls_report_data(&bundle.events), NOW_S);
+    assert_refused(
+        verdict,
+        RefusalClass::Signature,
+        &["endorsements", "quote signature"],
+    );
+}
+
+#[test]
+fn changing_the_report_does_not_make_a_guest_trusted() {
+    let world = World::new();
+    let mut bundle = world.bundle();
+    quote_bytes(&mut bundle)[200] ^= 1;
+    let report_data = tls_report_data(&bundle.events);
+    let mut appraisal = appraise(&world.policy(), &bundle, &world.collateral(), &report_data, NOW_S);
+    appraisal
+        .report
+        .checks
+        .iter_mut()
+        .for_each(|check| check.verdict = Verdict::Pass);
+    assert!(appraisal.into_trusted().is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn hostile_quotes_and_endorsements_never_panic(
+        quote in prop::collection::vec(any::<u8>(), 0..6000),
+        endorsements in prop::collection::vec(any::<u8>(), 0..600),
+        now_s in any::<u64>(),
+    ) {
+        let world = World::new();
+        let mut bundle = world.bundle();
+        *quote_bytes(&mut bundle) = quote;
+        let report_data = tls_report_data(&bundle.events);
+        prop_assert!(world.judge_with(&bundle, &endorsements, &report_data, now_s).1.is_err());
+    }
+
+    #[test]
+    fn a_damaged_quote_never_panics(
+        start in 0_usize..5000, bytes in prop::collection::vec(any::<u8>(), 1..40), now_s in any::<u64>(),
+    ) {
+        let world = World::new();
+        let mut bundle = world.bundle();
+        let honest = quote_bytes(&mut bundle).clone();
+        let end = (start + bytes.len()).min(honest.len());
+        let start = start.min(end);
+        quote_bytes(&mut bundle).splice(start..end, bytes);
+        let report_data = tls_report_data(&bundle.events);
+        let trusted = world.judge_with(&bundle, &world.collateral(), &report_data, now_s).1;
+        let in_time = (NOW_S - 3600..NOW_S + 1000).contains(&now_s);
+        prop_assert!(trusted.is_err() || in_time);
+    }
+}
