@@ -105,7 +105,7 @@ pub fn deposit_code() -> ContractCode {
 /// mainnet has: ten times what settling costs.
 pub const fn settle_minimum_nano() -> u64 {
     /// `GAS_SETTLE` in the contract.
-    const GAS: u64 = 19_000;
+    const GAS: u64 = 15_000;
     // Config parameters 21 and 25: 400 nanoTON a unit of gas; 400_000 for a message, 400 a bit, 40_000 a cell.
     const GAS_FEE: u64 = GAS * 400;
     const IMPORT_FEE: u64 = 400_000 + 960 * 400 + 40_000;

@@ -12,8 +12,9 @@ use tycho_types::{
     error::Error,
     merkle::{MerkleProof, MerkleUpdate},
     models::{
-        Block, BlockExtra, BlockInfo, BlockRef, CurrencyCollection, DepthBalanceInfo, IntAddr, MsgInfo,
-        OptionalAccount, OwnedMessage, ShardAccount, ShardAccounts, ShardIdent, ShardStateUnsplit, ValueFlow,
+        Block, BlockExtra, BlockInfo, BlockRef, ComputePhase, CurrencyCollection, DepthBalanceInfo, IntAddr,
+        MsgInfo, OptionalAccount, OrdinaryTxInfo, OwnedMessage, ShardAccount, ShardAccounts, ShardIdent,
+        ShardStateUnsplit, Transaction, TxInfo, ValueFlow,
     },
     prelude::*,
 };
@@ -220,7 +221,8 @@ impl Chain {
                 }
             };
             if done == 0 {
-                executed.gas = inspector.total_gas_used;
+                // The inspector's count includes what the TVM gives for free.
+                executed.gas = gas(&output.transaction);
             }
             done += 1;
             executed.fees_nano += output.transaction_meta.total_fees.into_inner();
@@ -370,6 +372,17 @@ fn destination(message: &Cell) -> Option<HashBytes> {
     match to {
         IntAddr::Std(to) if to.workchain == 0 && to.anycast.is_none() => Some(to.address),
         _ => None,
+    }
+}
+
+fn gas(transaction: &Lazy<Transaction>) -> u64 {
+    let info = transaction.load().and_then(|transaction| transaction.load_info());
+    match info {
+        Ok(TxInfo::Ordinary(OrdinaryTxInfo {
+            compute_phase: ComputePhase::Executed(phase),
+            ..
+        })) => phase.gas_used.into_inner(),
+        _ => 0,
     }
 }
 

@@ -664,7 +664,7 @@ fn gas_stays_within_the_contracts_bounds() {
             ..voucher(&agent(1), TON / 4)
         };
         let settle = world.settle(claim).unwrap();
-        assert!(settle.gas <= 19_000, "settling took {}", settle.gas);
+        assert!(settle.gas <= 15_000, "settling took {}", settle.gas);
         if [1, 16].contains(&number) {
             println!("{number} grants: gas of lock {}, settle {}", lock.gas, settle.gas);
         }
@@ -709,7 +709,7 @@ fn an_owner_cannot_bury_a_grant_so_deep_that_it_cannot_be_settled() {
     assert!(neighbours >= 10, "only {neighbours} were needed");
     let before = world.balance(&deposit());
     let settle = world.settle(voucher(&agent(1), TON)).unwrap();
-    assert!(settle.gas <= 19_000, "settling took {}", settle.gas);
+    assert!(settle.gas <= 15_000, "settling took {}", settle.gas);
     assert!(
         before - world.balance(&deposit()) <= TON,
         "the provider pays for the depth"
@@ -721,7 +721,7 @@ fn an_owner_cannot_bury_a_grant_so_deep_that_it_cannot_be_settled() {
         ..withdrawal(TON)
     };
     let withdraw = world.withdraw(release).unwrap();
-    assert!(withdraw.gas <= 20_000, "withdrawing took {}", withdraw.gas);
+    assert!(withdraw.gas <= 15_000, "withdrawing took {}", withdraw.gas);
     println!(
         "{neighbours} neighbours: gas of settle {}, withdraw {}",
         settle.gas, withdraw.gas
