@@ -1,0 +1,630 @@
+//! node.toml: what a provider configures. Everything that can be checked without starting anything is checked
+//! when it is loaded, so that a wrong path is an error before the first second passes.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use cocoon_measurements::{LaunchPlatform, LaunchSpec, Manifest, ManifestError, SpecError};
+use cocoon_protocol::{
+    AccountAddress, ContractCode, LaunchDocument, LaunchDocumentError, Limits, ModelVolume, NetworkId,
+    NumericProfile, Prices, Settlement, VerityVolume,
+};
+use serde::Deserialize;
+
+use crate::boot::Deadlines;
+
+/// A longer configuration or volume description is refused.
+const TEXT_BYTES_MAX: u64 = 256 * 1024;
+
+/// A Unix socket's path has at most 107 bytes (unix(7)); sockets in the state directory add up to this many.
+const SOCKET_NAME_BYTES: usize = 24;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: PathBuf,
+    spec: PathBuf,
+    image: ImageSection,
+    model: ModelSection,
+    prices: Prices,
+    limits: Limits,
+    settlement: SettlementSection,
+    listen: ListenSection,
+    #[serde(default)]
+    chain: ChainSection,
+    #[serde(default)]
+    tools: ToolsSection,
+    #[serde(default)]
+    deadlines: Deadlines,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageSection {
+    manifest: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelSection {
+    name: String,
+    volume: PathBuf,
+    numeric_profile: NumericProfile,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettlementSection {
+    network: Network,
+    payout_address: AccountAddress,
+    #[serde(default)]
+    delay_s: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenSection {
+    address: SocketAddr,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChainSection {
+    address: Option<SocketAddr>,
+    global_config: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToolsSection {
+    qemu: Option<PathBuf>,
+    vhost_device_vsock: Option<PathBuf>,
+    #[serde(default)]
+    vsock: VsockChoice,
+}
+
+/// How vsock reaches the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VsockChoice {
+    /// The kernel's if `/dev/vhost-vsock` exists, else the backend.
+    #[default]
+    Auto,
+    /// The kernel's vhost-vsock.
+    Kernel,
+    /// The program vhost-device-vsock.
+    Backend,
+}
+
+/// Which chain pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The one that the launcher embeds; its coins are worth nothing.
+    Local,
+    /// TON testnet.
+    Testnet,
+    /// TON mainnet.
+    Mainnet,
+}
+
+impl Network {
+    /// Its `global_id`.
+    pub fn id(self) -> NetworkId {
+        match self {
+            Self::Local => NetworkId::LOCAL,
+            Self::Testnet => NetworkId::TESTNET,
+            Self::Mainnet => NetworkId::MAINNET,
+        }
+    }
+}
+
+/// Which chain, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChainChoice {
+    /// The embedded one, whose liteserver listens here.
+    Local {
+        /// Loopback.
+        address: SocketAddr,
+    },
+    /// TON itself, through the liteservers of this file.
+    Public {
+        /// A `global.config.json`.
+        global_config: PathBuf,
+    },
+}
+
+/// A checked configuration; all paths are absolute or relative to the working directory.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything that outlives a run, and the sockets of a run.
+    pub state_dir: PathBuf,
+    /// The image's manifest.
+    pub manifest_path: PathBuf,
+    /// What it says.
+    pub manifest: Manifest,
+    /// The machine.
+    pub spec: LaunchSpec,
+    /// The model volume, a disk image.
+    pub model_image: PathBuf,
+    /// How it is verified.
+    pub model: ModelVolume,
+    /// In which arithmetic it runs.
+    pub numeric_profile: NumericProfile,
+    /// What tokens cost.
+    pub prices: Prices,
+    /// What one request may ask for.
+    pub limits: Limits,
+    /// The settlement network.
+    pub network: Network,
+    /// The provider's account.
+    pub payout_address: AccountAddress,
+    /// How long a voucher may wait for later ones of its grant, so that one settlement pays for many answers.
+    pub settle_delay_s: u32,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// How the chain is reached.
+    pub chain: ChainChoice,
+    /// QEMU, if not the one in PATH.
+    pub qemu: Option<PathBuf>,
+    /// The vsock backend, if not the one in the cache or PATH.
+    pub vhost_device_vsock: Option<PathBuf>,
+    /// How vsock reaches the guest.
+    pub vsock: VsockChoice,
+    /// How long each stage of the boot may take.
+    pub deadlines: Deadlines,
+}
+
+/// Why a configuration is refused. Each is the provider's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file that is named cannot be read.
+    #[error("cannot read the {what} {}; check the path in node.toml (relative paths start at its folder)", path.display())]
+    Read {
+        /// Which file, in words.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// node.toml is not valid.
+    #[error("{} is not valid: {message}{hint}", path.display())]
+    Syntax {
+        /// node.toml.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        message: String,
+        /// The key that may have been meant.
+        hint: String,
+    },
+    /// The manifest.
+    #[error("the image's manifest cannot be used")]
+    Manifest(#[source] ManifestError),
+    /// The LaunchSpec.
+    #[error("the LaunchSpec cannot be used")]
+    Spec(#[source] SpecError),
+    /// The JSON beside the model volume.
+    #[error("{} does not describe a model volume; `cocoon-image model pack` writes it beside the image", path.display())]
+    Volume {
+        /// That file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The launch document that would come out.
+    #[error("node.toml does not make a valid launch document")]
+    Document(#[source] LaunchDocumentError),
+    /// Two values that do not go together, or a file that is not what it should be.
+    #[error("{0}")]
+    Value(String),
+}
+
+impl Config {
+    /// Reads node.toml and what it names.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_text("configuration", path)?;
+        let file: File = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+            hint: suggestion(error.message()),
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let manifest_path = folder.join(&file.image.manifest);
+        let manifest = Manifest::load(&manifest_path).map_err(ConfigError::Manifest)?;
+        let spec = LaunchSpec::load(&folder.join(&file.spec)).map_err(ConfigError::Spec)?;
+        let model_image = folder.join(&file.model.volume);
+        let verity = read_volume(&model_image)?;
+        let chain = chain_choice(folder, &file, &spec)?;
+        let config = Self {
+            state_dir: absolute(&folder.join(&file.state_dir))?,
+            manifest_path,
+            manifest,
+            spec,
+            model_image,
+            model: ModelVolume {
+                name: file.model.name,
+                verity,
+            },
+            numeric_profile: file.model.numeric_profile,
+            prices: file.prices,
+            limits: file.limits,
+            network: file.settlement.network,
+            payout_address: file.settlement.payout_address,
+            settle_delay_s: file.settlement.delay_s,
+            listen: file.listen.address,
+            chain,
+            qemu: file.tools.qemu.map(|path| folder.join(path)),
+            vhost_device_vsock: file.tools.vhost_device_vsock.map(|path| folder.join(path)),
+            vsock: file.tools.vsock,
+            deadlines: file.deadlines,
+        };
+        config.check_files()?;
+        Ok(config)
+    }
+
+    /// The launch document: the same configuration gives the same bytes.
+    ///
+    /// # Errors
+    /// [`ConfigError::Document`] names the value that is out of range.
+    pub fn launch_document(&self, contract_code: ContractCode) -> Result<Vec<u8>, ConfigError> {
+        let document = LaunchDocument {
+            version: 1,
+            model: self.model.clone(),
+            numeric_profile: self.numeric_profile,
+            prices: self.prices,
+            limits: self.limits,
+            settlement: Settlement {
+                network: self.network.id(),
+                payout_address: self.payout_address,
+                contract_code,
+            },
+        };
+        let bytes = serde_json::to_vec(&document).expect("a launch document holds nothing that JSON cannot");
+        LaunchDocument::parse(&bytes).map_err(ConfigError::Document)?;
+        Ok(bytes)
+    }
+
+    /// Where an artifact of the image lies.
+    pub fn firmware(&self) -> PathBuf {
+        Manifest::artifact_path(&self.manifest_path, &self.manifest.artifacts.firmware)
+    }
+
+    /// Where the kernel lies.
+    pub fn kernel(&self) -> PathBuf {
+        Manifest::artifact_path(&self.manifest_path, &self.manifest.artifacts.kernel)
+    }
+
+    /// Where the root disk lies.
+    pub fn root(&self) -> PathBuf {
+        Manifest::artifact_path(&self.manifest_path, &self.manifest.artifacts.root)
+    }
+
+    fn check_files(&self) -> Result<(), ConfigError> {
+        let socket_bytes = self.state_dir.as_os_str().len() + SOCKET_NAME_BYTES;
+        if socket_bytes > 107 {
+            return Err(ConfigError::Value(format!(
+                "state_dir {} is too long: the path of a Unix socket in it would have {socket_bytes} bytes, \
+                 Linux allows 107; choose a shorter one",
+                self.state_dir.display()
+            )));
+        }
+        for (what, path) in [("firmware", self.firmware()), ("root disk", self.root())] {
+            length_of(what, &path)?;
+        }
+        check_kernel(&self.kernel())?;
+        let needed = self
+            .model
+            .verity
+            .data_blocks
+            .saturating_mul(VerityVolume::BLOCK_BYTES);
+        let found = length_of("model volume", &self.model_image)?;
+        if found <= needed {
+            return Err(ConfigError::Value(format!(
+                "the model volume {} has {found} bytes, but its description says {needed} bytes of data with a \
+                 hash tree behind them; copy or pack it again",
+                self.model_image.display()
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn chain_choice(folder: &Path, file: &File, spec: &LaunchSpec) -> Result<ChainChoice, ConfigError> {
+    let refuse = |reason: &str| Err(ConfigError::Value(reason.to_owned()));
+    match (file.settlement.network, &file.chain) {
+        (
+            Network::Local,
+            ChainSection {
+                global_config: Some(_),
+                ..
+            },
+        ) => refuse(
+            "[chain] global_config is for testnet and mainnet; with network = \"local\" the launcher runs the \
+             chain itself",
+        ),
+        (Network::Local, ChainSection { address, .. }) => {
+            let address = address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+            if !address.ip().is_loopback() {
+                return refuse(
+                    "[chain] address has to be a loopback address: everybody can mint on the local chain",
+                );
+            }
+            Ok(ChainChoice::Local { address })
+        }
+        _ if spec.platform == LaunchPlatform::Simulated => refuse(
+            "the simulated platform proves nothing, so it settles on the local chain only: set [settlement] \
+             network = \"local\", or platform = \"tdx\" in the LaunchSpec",
+        ),
+        (
+            _,
+            ChainSection {
+                global_config: Some(path),
+                address: None,
+            },
+        ) => Ok(ChainChoice::Public {
+            global_config: folder.join(path),
+        }),
+        _ => refuse(
+            "testnet and mainnet need [chain] global_config = the path of their global.config.json, and no \
+             [chain] address",
+        ),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path).map_err(|source| ConfigError::Read {
+        what: "working directory for",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_text(what: &'static str, path: &Path) -> Result<String, ConfigError> {
+    let read = || {
+        if fs::metadata(path)?.len() > TEXT_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        fs::read_to_string(path)
+    };
+    read().map_err(|source| ConfigError::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The description that `cocoon-image model pack` writes beside the volume.
+fn read_volume(image: &Path) -> Result<VerityVolume, ConfigError> {
+    let path = image.with_extension("json");
+    let text = read_text("description of the model volume", &path)?;
+    let volume: ModelVolume =
+        serde_json::from_str(&text).map_err(|source| ConfigError::Volume { path, source })?;
+    Ok(volume.verity)
+}
+
+fn length_of(what: &'static str, path: &Path) -> Result<u64, ConfigError> {
+    let open = || fs::File::open(path)?.metadata();
+    let metadata = open().map_err(|source| ConfigError::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })?;
+    if metadata.is_file() && metadata.len() > 0 {
+        return Ok(metadata.len());
+    }
+    Err(ConfigError::Value(format!(
+        "the {what} {} is empty or not a file",
+        path.display()
+    )))
+}
+
+/// A bzImage says so at 0x202 (Linux/x86 boot protocol, "HdrS"). Hashes are not compared here: a changed
+/// kernel boots, and every client refuses what it measures to.
+fn check_kernel(path: &Path) -> Result<(), ConfigError> {
+    use std::os::unix::fs::FileExt as _;
+    length_of("kernel", path)?;
+    let mut magic = [0; 4];
+    let read = fs::File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0x202));
+    if read.is_ok() && &magic == b"HdrS" {
+        return Ok(());
+    }
+    Err(ConfigError::Value(format!(
+        "{} is not a Linux kernel (bzImage); build the image again with cocoon-image",
+        path.display()
+    )))
+}
+
+/// For serde's "unknown field `x`, expected one of `a`, `b`": the expected one that looks most like it.
+fn suggestion(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (true, Some(found)) = (message.starts_with("unknown field"), quoted.next()) else {
+        return String::new();
+    };
+    let closest = quoted.min_by_key(|expected| distance(found, expected));
+    match closest {
+        Some(expected) if distance(found, expected) <= 2.max(found.len() / 3) => {
+            format!("\ndid you mean `{expected}`?")
+        }
+        _ => String::new(),
+    }
+}
+
+/// Levenshtein's distance, in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use cocoon_evidence::Digest32;
+
+    use super::*;
+
+    const NODE: &str = r#"
+state_dir = "state"
+spec = "launch.toml"
+[image]
+manifest = "manifest.json"
+[model]
+name = "demo"
+volume = "model.img"
+numeric_profile = "f32"
+[prices]
+input_nano_per_kilotoken = 1000
+output_nano_per_kilotoken = 2000
+[limits]
+context_tokens_max = 512
+output_tokens_max = 128
+requests_max = 2
+[settlement]
+network = "local"
+payout_address = "0:0000000000000000000000000000000000000000000000000000000000000001"
+[listen]
+address = "127.0.0.1:0"
+"#;
+
+    /// A folder with everything that node.toml names; the files are as small as can be.
+    pub(crate) fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+        let mut kernel = vec![0; 0x300];
+        kernel[0x202..0x206].copy_from_slice(b"HdrS");
+        let root_hash = Digest32::of(b"root hash");
+        let artifact = |file: &str, bytes: &[u8]| {
+            write(file, bytes);
+            serde_json::json!({"file": file, "bytes": bytes.len(), "sha256": Digest32::of(bytes)})
+        };
+        let manifest = serde_json::json!({
+            "version": 1,
+            "profile": "dev",
+            "command_line": format!("console=ttyS0 dm-mod.create=\"vroot {root_hash}\""),
+            "artifacts": {
+                "firmware": artifact("firmware.fd", b"firmware"),
+                "kernel": artifact("kernel", &kernel),
+                "root": artifact("root.img", b"root"),
+            },
+            "root_verity": {"data_blocks": 1, "salt": Digest32::ZERO, "root_hash": root_hash},
+            "inputs": {},
+            "input_digest": Digest32::ZERO,
+            "files": [],
+        });
+        write("manifest.json", manifest.to_string().as_bytes());
+        write(
+            "launch.toml",
+            b"platform = \"simulated\"\nmachine = \"q35-1\"\nvcpus = 2\nmemory_mib = 512\n",
+        );
+        write("model.img", &[0; 8192]);
+        let verity =
+            serde_json::json!({"data_blocks": 1, "salt": Digest32::ZERO, "root_hash": Digest32::ZERO});
+        let volume = serde_json::json!({"name": "packed", "verity": verity});
+        write("model.json", volume.to_string().as_bytes());
+        write("node.toml", NODE.as_bytes());
+        dir
+    }
+
+    pub(crate) fn config() -> (tempfile::TempDir, Config) {
+        let dir = folder();
+        let config = Config::load(&dir.path().join("node.toml")).unwrap();
+        (dir, config)
+    }
+
+    const CODE: ContractCode = ContractCode {
+        hash: Digest32([7; 32]),
+        depth: 3,
+    };
+
+    #[test]
+    fn a_configuration_makes_the_same_document_every_time() {
+        let (_dir, config) = config();
+        let bytes = config.launch_document(CODE).unwrap();
+        assert_eq!(bytes, config.launch_document(CODE).unwrap());
+        let document = LaunchDocument::parse(&bytes).unwrap();
+        assert_eq!(document.model.name, "demo");
+        assert_eq!(document.settlement.network, NetworkId::LOCAL);
+        assert_eq!(document.settlement.contract_code, CODE);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_to_do() {
+        let check = |from: &str, to: &str, says: &str| {
+            let dir = folder();
+            let path = dir.path().join("node.toml");
+            assert!(NODE.contains(from), "{from}");
+            fs::write(&path, NODE.replace(from, to)).unwrap();
+            let error = anyhow::Error::from(Config::load(&path).unwrap_err());
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        };
+        check("[prices]", "[pirces]", "did you mean `prices`?");
+        check("volume =", "vol = 1\nvolume =", "unknown field `vol`");
+        check("manifest.json", "missing.json", "missing.json");
+        check("launch.toml", "model.json", "is not a LaunchSpec");
+        check("model.img", "other.img", "other.json");
+        check("\"local\"", "\"mainnet\"", "simulated platform proves nothing");
+        check("\"local\"", "\"other\"", "unknown variant `other`");
+        check("0:00", "-1:00", "raw form, basechain");
+        check(
+            "[listen]",
+            "[chain]\naddress = \"10.0.0.1:1\"\n[listen]",
+            "loopback",
+        );
+        check(
+            "[listen]",
+            "[chain]\nglobal_config = \"g\"\n[listen]",
+            "runs the chain itself",
+        );
+        let long = "x".repeat(120);
+        check("\"state\"", &format!("\"{long}\""), "choose a shorter one");
+    }
+
+    #[test]
+    fn values_out_of_range_do_not_make_a_document() {
+        let (_dir, mut config) = config();
+        config.limits.output_tokens_max = 100_000;
+        let error = anyhow::Error::from(config.launch_document(CODE).unwrap_err());
+        assert!(format!("{error:#}").contains("limits.output_tokens_max"));
+    }
+
+    #[test]
+    fn wrong_files_are_told_apart() {
+        let check = |name: &str, bytes: &[u8], says: &str| {
+            let dir = folder();
+            fs::write(dir.path().join(name), bytes).unwrap();
+            let error = Config::load(&dir.path().join("node.toml")).unwrap_err();
+            let error = anyhow::Error::from(error);
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        };
+        check("kernel", b"\x7fELF", "is not a Linux kernel");
+        check("root.img", b"", "is empty or not a file");
+        check("model.img", &[0; 4096], "copy or pack it again");
+        check("model.json", b"{}", "does not describe a model volume");
+    }
+
+    #[test]
+    fn a_changed_kernel_is_not_refused_here_because_clients_refuse_it() {
+        let dir = folder();
+        let path = dir.path().join("kernel");
+        let mut kernel = fs::read(&path).unwrap();
+        kernel[0] ^= 1;
+        fs::write(&path, kernel).unwrap();
+        Config::load(&dir.path().join("node.toml")).unwrap();
+    }
+}

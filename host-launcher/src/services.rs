@@ -1,0 +1,479 @@
+//! What the host does for the guest, on vsock port [`HOST_PORT`]: the launch document, notes on the boot,
+//! lines of credit, and the journal of what was served.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cocoon_evidence::Digest32;
+use cocoon_protocol::{
+    FrameError, NetworkId, Prices, SignedGrant,
+    host::{FromHost, HOST_PORT, Stage, ToHost, UsageRecord},
+    read_frame_async, write_frame_async,
+};
+use cocoon_settlement::GrantState;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    guest_socket::{GuestListener, GuestStream},
+    journal::Journal,
+    settler::{Chain, Settler},
+};
+
+/// The agent needs a handful of connections.
+const CONNECTIONS_MAX: usize = 32;
+
+/// The chain answers within this, or the client is told to try again.
+const CHAIN_LIMIT: Duration = Duration::from_secs(15);
+
+/// A grant found on chain keeps its cap and expiry for ever, so this only bounds how stale "none" could get.
+const CREDIT_KEPT: Duration = Duration::from_secs(30);
+
+/// Answers kept at the same time.
+const CREDITS_MAX: usize = 4096;
+
+/// A grant that expires sooner than this after the settlement's delay may not be settled in time.
+const EXPIRY_MARGIN_S: u64 = 60;
+
+/// What the guest reports about its boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BootEvent {
+    /// It reached a stage.
+    Stage {
+        /// Which.
+        stage: Stage,
+        /// Milliseconds since its kernel started.
+        uptime_ms: u64,
+    },
+    /// It gives up.
+    Failed {
+        /// In the agent's words.
+        reason: String,
+    },
+}
+
+/// The services of one node.
+pub struct Services<C> {
+    /// Raw bytes, as predicted from.
+    pub document: Vec<u8>,
+    /// Makes the collateral anew, because it ages.
+    pub endorsements: Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>,
+    /// Where news of the boot go.
+    pub boot: mpsc::Sender<BootEvent>,
+    /// What is owed.
+    pub journal: Arc<Mutex<Journal>>,
+    /// Who collects it.
+    pub settler: Settler,
+    /// Where grants are looked up.
+    pub chain: C,
+    /// The node's own terms.
+    pub terms: Terms,
+    /// Answers about grants.
+    pub credits: Mutex<HashMap<Digest32, (Instant, u64)>>,
+}
+
+/// What a grant has to agree with for the host to have it served.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// The chain that it is settled on.
+    pub network: NetworkId,
+    /// Who is paid.
+    pub payout_address: cocoon_protocol::AccountAddress,
+    /// At which prices.
+    pub prices: Prices,
+    /// How long vouchers may wait.
+    pub settle_delay_s: u32,
+}
+
+impl<C: Chain> Services<C> {
+    /// Serves the guest's connections until it is dropped.
+    pub async fn serve(self: Arc<Self>, mut listener: GuestListener) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut connections = JoinSet::new();
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
+            while connections.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok(stream) => {
+                    let services = self.clone();
+                    connections.spawn(async move {
+                        let _slot = slot;
+                        services.converse(stream).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take the guest's connection to port {HOST_PORT}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(&self, mut stream: GuestStream) {
+        loop {
+            let request = match read_frame_async::<ToHost>(&mut stream).await {
+                Ok(request) => request,
+                Err(FrameError::Closed) => return,
+                Err(error) => return tracing::warn!(%error, "the guest's request cannot be read"),
+            };
+            let answer = self.answer(request).await;
+            if let Err(error) = write_frame_async(&mut stream, &answer).await {
+                return tracing::warn!(%error, "the guest does not take an answer");
+            }
+        }
+    }
+
+    async fn answer(&self, request: ToHost) -> FromHost {
+        match request {
+            ToHost::Launch => match (self.endorsements)() {
+                Ok(endorsements) => FromHost::Launch {
+                    document: self.document.clone(),
+                    endorsements,
+                },
+                Err(reason) => FromHost::Failed { reason },
+            },
+            ToHost::Stage { stage, uptime_ms } => self.tell(BootEvent::Stage { stage, uptime_ms }).await,
+            ToHost::BootFailed { reason } => self.tell(BootEvent::Failed { reason }).await,
+            ToHost::Credit { grant } => self.credit(&grant).await,
+            ToHost::Record { record } => self.store(record).await,
+        }
+    }
+
+    async fn tell(&self, event: BootEvent) -> FromHost {
+        match self.boot.send(event).await {
+            Ok(()) => FromHost::Ok,
+            Err(_) => FromHost::Failed {
+                reason: "the launcher is stopping".into(),
+            },
+        }
+    }
+
+    async fn store(&self, record: UsageRecord) -> FromHost {
+        let refuse = |reason: String| FromHost::Failed { reason };
+        let voucher = &record.voucher.voucher;
+        if voucher.network != self.terms.network {
+            return refuse(format!(
+                "the voucher is for network {}, this node settles on network {}",
+                voucher.network.0, self.terms.network.0
+            ));
+        }
+        if !record.voucher.is_genuine() {
+            return refuse("the voucher's signature is not by its agent key".into());
+        }
+        let (journal, number) = (self.journal.clone(), record.number);
+        let stored = tokio::task::spawn_blocking(move || {
+            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            journal.append(&record).map(|new| (new, record))
+        });
+        match stored.await {
+            Ok(Ok((new, record))) => {
+                if new {
+                    self.settler.note(&record);
+                }
+                FromHost::Stored { number }
+            }
+            Ok(Err(error)) => {
+                let reason = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(number, reason, "a usage record was not stored");
+                refuse(reason)
+            }
+            Err(_) => refuse("the launcher is stopping".into()),
+        }
+    }
+
+    async fn credit(&self, signed: &SignedGrant) -> FromHost {
+        let none = |reason: String| FromHost::Credit { nano: 0, reason };
+        if let Err(reason) = self.check_expiry(signed.grant.expires_s) {
+            return none(reason);
+        }
+        let id = signed.grant.id();
+        if let Some(nano) = self.kept_credit(&id) {
+            return FromHost::Credit {
+                nano,
+                reason: String::new(),
+            };
+        }
+        match timeout(CHAIN_LIMIT, self.chain.grant(signed.grant.contract, id)).await {
+            Ok(Ok(Some(locked))) => match self.check(&locked, signed) {
+                Ok(nano) => {
+                    self.keep_credit(id, nano);
+                    FromHost::Credit {
+                        nano,
+                        reason: String::new(),
+                    }
+                }
+                Err(reason) => none(reason),
+            },
+            Ok(Ok(None)) => none(format!(
+                "the deposit {} has no such grant on chain; lock it first, then try again",
+                signed.grant.contract
+            )),
+            Ok(Err(error)) => {
+                let reason = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(reason, "a grant could not be looked up");
+                none(format!("the provider could not ask the chain: {reason}"))
+            }
+            Err(_) => none("the chain did not answer the provider in time; try again".into()),
+        }
+    }
+
+    /// The contract recomputes what is paid from its own copy of the terms, so that copy is what counts.
+    fn check(&self, locked: &GrantState, signed: &SignedGrant) -> Result<u64, String> {
+        self.check_expiry(locked.expires_s)?;
+        let agrees = locked.payout_address == self.terms.payout_address
+            && locked.prices == self.terms.prices
+            && locked.agent_key == signed.grant.agent_key;
+        if agrees {
+            Ok(locked.cap_nano)
+        } else {
+            Err("the grant on chain names another payout address, price or agent key than this node".into())
+        }
+    }
+
+    fn check_expiry(&self, expires_s: u32) -> Result<(), String> {
+        let needed_s = u64::from(self.terms.settle_delay_s) + EXPIRY_MARGIN_S;
+        if u64::from(expires_s) > now_s() + needed_s {
+            return Ok(());
+        }
+        Err(format!(
+            "the grant expires in less than the {needed_s} s that settling may take; lock one that is valid longer"
+        ))
+    }
+
+    fn kept_credit(&self, id: &Digest32) -> Option<u64> {
+        let credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, nano) = credits.get(id)?;
+        (since.elapsed() < CREDIT_KEPT).then_some(*nano)
+    }
+
+    fn keep_credit(&self, id: Digest32, nano: u64) {
+        let mut credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
+        if credits.len() >= CREDITS_MAX {
+            credits.retain(|_, (since, _)| since.elapsed() < CREDIT_KEPT);
+        }
+        if credits.len() < CREDITS_MAX {
+            credits.insert(id, (Instant::now(), nano));
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use cocoon_protocol::{AccountAddress, Grant, SignedVoucher};
+    use cocoon_settlement::ChainError;
+    use ed25519_dalek::SigningKey;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::{guest_socket::GuestSocket, journal::tests::record};
+
+    const PRICES: Prices = Prices {
+        input_nano_per_kilotoken: 1,
+        output_nano_per_kilotoken: 1,
+    };
+    const PAYOUT: AccountAddress = AccountAddress(Digest32([3; 32]));
+
+    #[derive(Clone)]
+    struct FixedChain(Result<Option<GrantState>, ()>);
+
+    impl Chain for FixedChain {
+        async fn grant(&self, _: AccountAddress, _: Digest32) -> Result<Option<GrantState>, ChainError> {
+            self.0.map_err(|()| ChainError::Unreachable {
+                tried: 2,
+                last: "timed out".into(),
+            })
+        }
+
+        async fn settle(&self, _: &SignedVoucher) -> Result<GrantState, ChainError> {
+            Err(ChainError::NoFaucet(0))
+        }
+    }
+
+    struct Fixture {
+        guest: UnixStream,
+        boot: mpsc::Receiver<BootEvent>,
+        services: Arc<Services<FixedChain>>,
+        dir: tempfile::TempDir,
+    }
+
+    async fn start(chain: FixedChain) -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = GuestSocket::Backend {
+            base: dir.path().join("guest"),
+        };
+        let (journal, _) = Journal::open(&dir.path().join("journal")).unwrap();
+        let (sender, boot) = mpsc::channel(4);
+        let services = Arc::new(Services {
+            document: b"document".to_vec(),
+            endorsements: Box::new(|| Ok(b"collateral".to_vec())),
+            boot: sender,
+            journal: Arc::new(Mutex::new(journal)),
+            settler: Settler::new(PRICES, Duration::ZERO),
+            chain,
+            terms: Terms {
+                network: NetworkId::LOCAL,
+                payout_address: PAYOUT,
+                prices: PRICES,
+                settle_delay_s: 0,
+            },
+            credits: Mutex::default(),
+        });
+        tokio::spawn(services.clone().serve(socket.listen(HOST_PORT).unwrap()));
+        let guest = UnixStream::connect(dir.path().join(format!("guest_{HOST_PORT}")))
+            .await
+            .unwrap();
+        Fixture {
+            guest,
+            boot,
+            services,
+            dir,
+        }
+    }
+
+    async fn ask(guest: &mut UnixStream, request: ToHost) -> FromHost {
+        write_frame_async(guest, &request).await.unwrap();
+        read_frame_async(guest).await.unwrap()
+    }
+
+    fn signed_grant(expires_s: u32) -> SignedGrant {
+        let grant = Grant {
+            network: NetworkId::LOCAL,
+            contract: AccountAddress(Digest32::ZERO),
+            agent_key: [1; 32],
+            payout_address: PAYOUT,
+            prices: PRICES,
+            cap_nano: 500,
+            expires_s,
+        };
+        grant.sign(&SigningKey::from_bytes(&[2; 32]))
+    }
+
+    fn locked() -> GrantState {
+        GrantState {
+            agent_key: [1; 32],
+            payout_address: PAYOUT,
+            prices: PRICES,
+            cap_nano: 500,
+            expires_s: u32::MAX,
+            served: cocoon_protocol::TokenCounts::default(),
+            paid_nano: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn document_and_boot_events_pass() {
+        let mut fixture = start(FixedChain(Ok(None))).await;
+        let expected = FromHost::Launch {
+            document: b"document".to_vec(),
+            endorsements: b"collateral".to_vec(),
+        };
+        assert_eq!(ask(&mut fixture.guest, ToHost::Launch).await, expected);
+        let stage = ToHost::Stage {
+            stage: Stage::Agent,
+            uptime_ms: 7,
+        };
+        assert_eq!(ask(&mut fixture.guest, stage).await, FromHost::Ok);
+        let event = BootEvent::Stage {
+            stage: Stage::Agent,
+            uptime_ms: 7,
+        };
+        assert_eq!(fixture.boot.recv().await, Some(event));
+    }
+
+    #[tokio::test]
+    async fn a_record_is_on_disk_before_it_is_acknowledged() {
+        let mut fixture = start(FixedChain(Ok(None))).await;
+        for _ in 0..2 {
+            let request = ToHost::Record { record: record(1, 1) };
+            assert_eq!(
+                ask(&mut fixture.guest, request).await,
+                FromHost::Stored { number: 1 }
+            );
+        }
+        let stored = crate::journal::read(&fixture.dir.path().join("journal")).unwrap();
+        assert_eq!(stored, [record(1, 1)]);
+        assert_eq!(
+            fixture.services.settler.claims().0,
+            1,
+            "a second delivery is no second claim"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_forged_voucher_and_one_for_another_network_are_not_stored() {
+        let mut fixture = start(FixedChain(Ok(None))).await;
+        let mut forged = record(1, 1);
+        forged.voucher.voucher.served.output += 1;
+        let mut foreign = record(1, 1);
+        foreign.voucher.voucher.network = NetworkId::MAINNET;
+        for (record, says) in [(forged, "signature"), (foreign, "network -239")] {
+            match ask(&mut fixture.guest, ToHost::Record { record }).await {
+                FromHost::Failed { reason } => assert!(reason.contains(says), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(
+            crate::journal::read(&fixture.dir.path().join("journal"))
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[tokio::test]
+    async fn credit_is_what_the_chain_holds_and_nothing_without_it() {
+        let other_payee = GrantState {
+            payout_address: AccountAddress(Digest32::ZERO),
+            ..locked()
+        };
+        let cases = [
+            (Ok(Some(locked())), u32::MAX, 500, ""),
+            (Ok(None), u32::MAX, 0, "no such grant on chain"),
+            (Err(()), u32::MAX, 0, "timed out"),
+            (Ok(Some(other_payee)), u32::MAX, 0, "another payout address"),
+            (Ok(Some(locked())), 1_000, 0, "expires"),
+        ];
+        for (chain, expires_s, expected, says) in cases {
+            let mut fixture = start(FixedChain(chain)).await;
+            let request = ToHost::Credit {
+                grant: signed_grant(expires_s),
+            };
+            match ask(&mut fixture.guest, request).await {
+                FromHost::Credit { nano, reason } => {
+                    assert_eq!(nano, expected);
+                    assert!(reason.contains(says), "{reason}");
+                    assert_eq!(reason.is_empty(), expected > 0);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_garbage_ends_and_others_go_on() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut fixture = start(FixedChain(Ok(None))).await;
+        let path = fixture.dir.path().join(format!("guest_{HOST_PORT}"));
+        let mut hostile = UnixStream::connect(path).await.unwrap();
+        hostile.write_all(&[0xff; 64]).await.unwrap();
+        assert_eq!(hostile.read(&mut [0; 8]).await.unwrap_or(0), 0);
+        assert!(matches!(
+            ask(&mut fixture.guest, ToHost::Launch).await,
+            FromHost::Launch { .. }
+        ));
+    }
+}
