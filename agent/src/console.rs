@@ -19,7 +19,7 @@ pub struct Console;
 
 impl Subscriber for Console {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target() == EXPORT
+        !metadata.is_span() && metadata.target() == EXPORT
     }
 
     fn event(&self, event: &Event<'_>) {

@@ -1,0 +1,403 @@
+//! The whole agent, from the launch document to the usage record, over in-memory connections. The platform,
+//! the host and the engine are played; TLS, HTTP, metering and signatures are real.
+
+mod world;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use cocoon_agent::{boot::BootError, serve::Deadlines};
+use cocoon_evidence::{
+    Digest32, EVIDENCE_EXTENSION_OID, EventKind, FreshBinding, Platform, Role, RuntimeEvent, TlsBinding,
+    decode_extension,
+};
+use cocoon_protocol::{ContentKey, SessionProof, SignedReceipt, TokenCounts};
+use ed25519_dalek::SigningKey;
+use hyper::StatusCode;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use world::{Fake, Host, INPUT_TOKENS, NONCE, Script, World, boot_with, chat_body, events, owner, wait_for};
+
+fn parse(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap()
+}
+
+fn receipt_of(value: &Value) -> (SignedReceipt, ContentKey) {
+    let part = |name: &str| value["cocoon"][name].clone();
+    (
+        serde_json::from_value(part("receipt")).unwrap(),
+        serde_json::from_value(part("content_key")).unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn fresh_evidence_binds_nonce_session_and_certificate_and_nothing_follows_ready() {
+    let world = World::start().await;
+    let mut client = world.client().await;
+    let bundle = client.evidence().await;
+    bundle.events.check_complete().unwrap();
+    assert_eq!(
+        bundle.events.payload(EventKind::LaunchDocument).unwrap(),
+        world.host.document
+    );
+    let table = world.launch().model.verity.table("/dev/vdb");
+    assert_eq!(bundle.events.payload(EventKind::Model).unwrap(), table.as_bytes());
+    let binding = FreshBinding {
+        nonce: &NONCE,
+        exporter: &client.fresh,
+        certificate: Digest32::of(&client.certificate),
+        role: Role::Inference,
+        log: bundle.events.replay(),
+    };
+    let Platform::Tdx { quote } = &bundle.platform;
+    assert_eq!(quote.as_slice(), binding.report_data().0);
+
+    let (mut paying, _) = world.paying_client().await;
+    paying.chat("count 3", json!({})).await;
+    let logged: Vec<_> = bundle.events.events().iter().map(RuntimeEvent::digest).collect();
+    assert_eq!(*world.platform.extended.lock().unwrap(), logged);
+}
+
+#[tokio::test]
+async fn the_certificate_carries_evidence_over_its_own_key_and_validity() {
+    let world = World::start().await;
+    let mut client = world.client().await;
+    let usage_key = client.usage_key().await;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&client.certificate).unwrap();
+    let oid = EVIDENCE_EXTENSION_OID.map(|arc| arc.to_string()).join(".");
+    let extension = certificate
+        .extensions()
+        .iter()
+        .find(|found| found.oid.to_id_string() == oid)
+        .unwrap();
+    let bundle = decode_extension(extension.value).unwrap();
+    let validity = certificate.validity();
+    let binding = TlsBinding {
+        spki: certificate.public_key().raw,
+        usage_key: &usage_key,
+        not_before_s: validity.not_before.timestamp(),
+        not_after_s: validity.not_after.timestamp(),
+        role: Role::Inference,
+        log: bundle.events.replay(),
+    };
+    let Platform::Tdx { quote } = &bundle.platform;
+    assert_eq!(quote.as_slice(), binding.report_data().0);
+    assert!(binding.not_after_s - binding.not_before_s <= 24 * 3600);
+}
+
+#[tokio::test]
+async fn a_malformed_launch_document_is_extended_and_then_refused() {
+    let host = Arc::new(Host {
+        document: b"{not json".to_vec(),
+        ..Host::default()
+    });
+    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
+    let refused = boot_with(&host, &platform, &script).await.err().unwrap();
+    assert!(matches!(refused, BootError::Document(_)), "{refused}");
+    let event = RuntimeEvent {
+        kind: EventKind::LaunchDocument,
+        payload: host.document.clone(),
+    };
+    assert_eq!(*platform.extended.lock().unwrap(), [event.digest()]);
+}
+
+#[tokio::test]
+async fn an_oversized_launch_document_is_refused_unmeasured() {
+    let host = Arc::new(Host {
+        document: vec![b' '; 9 * 1024],
+        ..Host::default()
+    });
+    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
+    let refused = boot_with(&host, &platform, &script).await.err().unwrap();
+    assert!(matches!(refused, BootError::TooLarge { .. }), "{refused}");
+    assert!(platform.extended.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_a_receipt_that_opens_and_a_record_that_matches() {
+    let world = World::start().await;
+    let (mut client, grant) = world.paying_client().await;
+    let more = json!({"stream": true, "stream_options": {"include_usage": true}, "max_tokens": 9});
+    let request = chat_body("count 3", more.clone());
+    let (status, body) = client.chat("count 3", more).await;
+    assert_eq!(status, StatusCode::OK);
+    let events = events(&body);
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    let chunks: Vec<Value> = events[..events.len() - 1]
+        .iter()
+        .map(|event| parse(event.as_bytes()))
+        .collect();
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let answer: String = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(answer, "t1 t2 t3 ");
+    let usage = chunks.iter().find(|chunk| chunk.get("usage").is_some()).unwrap();
+    assert_eq!(usage["usage"]["total_tokens"], INPUT_TOKENS + 3);
+
+    let (receipt, key) = receipt_of(chunks.last().unwrap());
+    assert!(receipt.is_genuine(&grant.grant.agent_key));
+    let inner = &receipt.receipt;
+    assert_eq!(
+        inner.tokens,
+        TokenCounts {
+            input: INPUT_TOKENS,
+            output: 3
+        }
+    );
+    assert_eq!(inner.grant, grant.grant.id());
+    assert_eq!(inner.finish_reason, "stop");
+    assert_eq!(inner.request_commitment, key.commit("request", &request));
+    assert_eq!(inner.answer_commitment, key.commit("answer", answer.as_bytes()));
+
+    let record = world.records(1).await.remove(0);
+    assert_eq!(record.number, 1);
+    assert!(record.voucher.is_genuine());
+    assert_eq!(record.voucher.voucher.served, inner.served);
+    assert_eq!(
+        record.commitment,
+        key.commit("receipt", &serde_json::to_vec(&receipt).unwrap())
+    );
+}
+
+#[tokio::test]
+async fn without_a_grant_there_is_no_answer() {
+    let world = World::start().await;
+    let (status, body) = world.client().await.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(parse(&body)["error"]["code"], "no_grant");
+}
+
+#[tokio::test]
+async fn a_grant_copied_from_the_chain_is_refused() {
+    let world = World::start().await;
+    let mut client = world.client().await;
+    let grant = world.grant(&mut client, &owner(), 1_000).await;
+    let thief = SigningKey::from_bytes(&[66; 32]);
+    let (status, body) = client.bind(&grant, &thief).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (StatusCode::FORBIDDEN, &json!("session_proof_refused"))
+    );
+
+    let other = world.client().await;
+    let proof = SessionProof::sign(&owner(), &other.session, &grant.grant);
+    let replayed = json!({"grant": grant, "proof": proof}).to_string();
+    let (status, _) = client.send("POST", "/v1/cocoon/grant", replayed.into()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_grant_for_another_agent_or_without_credit_is_refused() {
+    let world = World::start().await;
+    let mut client = world.client().await;
+    let mut foreign = world.grant(&mut client, &owner(), 1_000).await.grant;
+    foreign.agent_key = [1; 32];
+    let (status, body) = client.bind(&foreign.sign(&owner()), &owner()).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (StatusCode::FORBIDDEN, &json!("grant_refused"))
+    );
+
+    world.host.credit_nano.store(0, Ordering::SeqCst);
+    let unlocked = world.grant(&mut client, &owner(), 1_000).await;
+    let (status, body) = client.bind(&unlocked, &owner()).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (StatusCode::PAYMENT_REQUIRED, &json!("no_credit"))
+    );
+}
+
+#[tokio::test]
+async fn a_worst_case_over_the_cap_is_refused_whatever_the_host_reports() {
+    let world = World::start().await;
+    let mut client = world.client().await;
+    // Worst case here: (279 + 64) tokens, 279 + 128 nanoTON.
+    let grant = world.grant(&mut client, &owner(), 400).await;
+    let (status, balance) = client.bind(&grant, &owner()).await;
+    assert_eq!((status, &balance["credit_nano"]), (StatusCode::OK, &json!(400)));
+    let (status, body) = client.chat("count 3", json!({})).await;
+    assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(parse(&body)["error"]["code"], "credit_exceeded");
+    let (status, _) = client.chat("count 3", json!({"max_tokens": 4})).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn two_connections_share_one_account_and_counts_only_grow() {
+    let world = World::start().await;
+    let ((mut one, _), (mut two, _)) = (world.paying_client().await, world.paying_client().await);
+    for _ in 0..2 {
+        let (a, b) = tokio::join!(one.chat("count 2", json!({})), two.chat("count 3", json!({})));
+        assert_eq!((a.0, b.0), (StatusCode::OK, StatusCode::OK));
+    }
+    let records = world.records(4).await;
+    let mut sum = TokenCounts::default();
+    for (position, record) in records.iter().enumerate() {
+        assert_eq!(record.number, position as u64 + 1);
+        sum = sum.checked_add(record.tokens).unwrap();
+        assert_eq!(record.voucher.voucher.served, sum);
+    }
+    assert_eq!(
+        sum,
+        TokenCounts {
+            input: 4 * INPUT_TOKENS,
+            output: 10
+        }
+    );
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_mid_answer_is_an_error_for_its_requests_only() {
+    let world = World::start().await;
+    let (mut client, grant) = world.paying_client().await;
+    let (status, body) = client.chat("die", json!({"stream": true})).await;
+    assert_eq!(status, StatusCode::OK);
+    let dying = events(&body);
+    let last = parse(dying.last().unwrap().as_bytes());
+    assert_eq!(last["error"]["code"], "engine_failed");
+    assert!(dying.iter().any(|event| event.contains("t1 ")));
+
+    wait_for(|| world.script.starts.load(Ordering::SeqCst) == 2).await;
+    // The same connection, the same keys, the same account; a request in the pause is told to come again.
+    let answer = loop {
+        let (status, body) = client.chat("count 2", json!({})).await;
+        if status == StatusCode::OK {
+            break parse(&body);
+        }
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let (receipt, _) = receipt_of(&answer);
+    assert!(receipt.is_genuine(&grant.grant.agent_key));
+    assert_eq!(
+        receipt.receipt.served.output, 2,
+        "the failed request is not charged"
+    );
+    assert_eq!(world.records(1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_the_engine_refuses_is_the_clients_fault_and_free() {
+    let world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    for stream in [false, true] {
+        let (status, body) = client.chat("refuse", json!({"stream": stream})).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert_eq!(parse(&body)["error"]["message"], "too long");
+    }
+    assert!(world.host.records.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_pays_for_what_was_generated() {
+    let world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    let body = chat_body("hang", json!({"stream": true}));
+    let response = client.open("POST", "/v1/chat/completions", body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    drop((response, client));
+    let records = world.records(1).await;
+    assert_eq!(
+        records[0].tokens,
+        TokenCounts {
+            input: INPUT_TOKENS,
+            output: 1
+        }
+    );
+}
+
+#[tokio::test]
+async fn more_requests_than_places_are_told_to_come_again() {
+    let world = World::start_with(1, Deadlines::default()).await;
+    let ((mut one, _), (mut two, _)) = (world.paying_client().await, world.paying_client().await);
+    let hanging = one
+        .open(
+            "POST",
+            "/v1/chat/completions",
+            chat_body("hang", json!({"stream": true})),
+        )
+        .await;
+    let refused = two
+        .open("POST", "/v1/chat/completions", chat_body("count 1", json!({})))
+        .await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers().contains_key("retry-after"));
+    drop(hanging);
+}
+
+#[tokio::test]
+async fn a_record_is_kept_until_the_host_has_stored_it() {
+    let world = World::start().await;
+    world.host.refuses_records.store(true, Ordering::SeqCst);
+    let (mut client, _) = world.paying_client().await;
+    client.chat("count 2", json!({})).await;
+    wait_for(|| world.host.refused_records.load(Ordering::SeqCst) >= 2).await;
+    assert!(world.host.records.lock().unwrap().is_empty());
+    world.host.refuses_records.store(false, Ordering::SeqCst);
+    assert_eq!(world.records(1).await[0].tokens.output, 2);
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
+    let mut world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    client.chat("count 2", json!({})).await;
+    world.shut_down().await;
+    tokio::time::timeout(Duration::from_secs(60), &mut world.guest)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(world.host.records.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn oversized_and_misdirected_requests_are_refused() {
+    let world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    let (status, _) = client.chat(&"x".repeat(2 << 20), json!({})).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+
+    let mut client = world.client().await;
+    let cases = [
+        ("GET", "/", "", StatusCode::NOT_FOUND),
+        ("GET", "/v1/chat/completions", "", StatusCode::METHOD_NOT_ALLOWED),
+        (
+            "POST",
+            "/.well-known/cocoon/evidence",
+            "short",
+            StatusCode::BAD_REQUEST,
+        ),
+        ("POST", "/v1/cocoon/grant", "{}", StatusCode::BAD_REQUEST),
+        ("GET", "/v1/models", "", StatusCode::OK),
+        ("GET", "/.well-known/cocoon/endorsements", "", StatusCode::OK),
+    ];
+    for (method, path, body, expected) in cases {
+        let (status, _) = client.send(method, path, body.into()).await;
+        assert_eq!(status, expected, "{method} {path}");
+    }
+    let (status, _) = client
+        .send("POST", "/.well-known/cocoon/evidence", vec![0; 33])
+        .await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_in_is_cut_off() {
+    let deadlines = Deadlines {
+        head: Duration::from_millis(50),
+        ..Deadlines::default()
+    };
+    let world = World::start_with(4, deadlines).await;
+    let mut tls = world.raw().await;
+    tls.write_all(b"GET /v1/models HTTP/1.1\r\nx-slow: ")
+        .await
+        .unwrap();
+    // Ends with whatever hyper says about it; without the deadline this read would never end.
+    let mut rest = vec![];
+    let _ = tls.read_to_end(&mut rest).await;
+    assert!(!rest.starts_with(b"HTTP/1.1 200"));
+}
