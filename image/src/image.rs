@@ -268,7 +268,7 @@ fn assemble(
     let place = |name: &str| staging.path().join(name);
     let copy = |from: &Path, name: &str| {
         let to = place(name);
-        fs::copy(from, &to).map_err(|source| file_error(from, source))?;
+        fs::copy(from, &to).map_err(|source| file_error(&to, source))?;
         let artifact = Artifact::of_file(&to).map_err(|source| file_error(&to, source))?;
         // Both come from folders whose files may be read-only or executable.
         fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o644))
