@@ -94,7 +94,7 @@ impl From<&ConnectError> for Exit {
                 let gpu = refusal
                     .checks
                     .first()
-                    .is_some_and(|check| check.name.contains("gpu"));
+                    .is_some_and(|check| check.name == "event gpu-evidence");
                 match refusal.class {
                     RefusalClass::Policy if gpu => Self::Gpu,
                     RefusalClass::Policy => Self::Policy,

@@ -4,6 +4,8 @@
 //! network and contract code are those of the launch document in the evidence; the contract code must also be
 //! the one that is compiled in here, because the owner's coins are only as safe as that code.
 
+use std::time::Duration;
+
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{
     AccountAddress, ContractCode, Grant, LaunchDocument, NetworkId, SignedGrant, TokenCounts,
@@ -23,6 +25,10 @@ const GRANT_REST_S: u64 = 15 * 60;
 
 /// How many grants that are locked already are shown to the guest before a new one is locked.
 const GRANTS_TRIED_MAX: usize = 4;
+
+/// A new grant is on chain before it is offered, but the node may look at another, slower liteserver.
+const OFFERS_MAX: u32 = 5;
+const OFFER_PAUSE: Duration = Duration::from_secs(1);
 
 /// What locking a grant may cost in gas; a bit more stays in the deposit.
 const LOCK_GAS_NANO: u64 = 50_000_000;
@@ -52,7 +58,7 @@ pub enum PayError {
     },
     /// The cap does not cover one request.
     #[error(
-        "one request may cost {need_nano} nanoTON with its gas, --max-ton allows {cap_nano} nanoTON: raise \
+        "one request may cost {need_nano} nanoTON, and no less is settled; --max-ton allows {cap_nano} nanoTON: raise \
          --max-ton or lower --max-tokens"
     )]
     CapTooLow {
@@ -214,10 +220,11 @@ impl Purse {
                 Err(error) => return Err(PayError::Offer(error)),
             }
         }
-        let with_gas = need_nano.saturating_add(settle_minimum_nano());
-        if cap_nano < with_gas {
+        // The contract takes no grant that could never be settled.
+        let least_nano = need_nano.max(settle_minimum_nano());
+        if cap_nano < least_nano {
             return Err(PayError::CapTooLow {
-                need_nano: with_gas,
+                need_nano: least_nano,
                 cap_nano,
             });
         }
@@ -235,13 +242,23 @@ impl Purse {
         signed: &SignedGrant,
         need_nano: u64,
     ) -> Result<PaidSession, PayError> {
-        let offered = session.offer(signed, self.wallet.key()).await;
-        let bound = offered.map_err(PayError::Offer)?;
-        let left_nano = bound.standing().left_nano();
-        if left_nano < need_nano {
-            return Err(PayError::Credit { left_nano, need_nano });
+        let mut offers = 0;
+        loop {
+            offers += 1;
+            let error = match session.offer(signed, self.wallet.key()).await {
+                Ok(bound) if bound.standing().left_nano() >= need_nano => return Ok(session.open(bound)),
+                Ok(bound) => PayError::Credit {
+                    left_nano: bound.standing().left_nano(),
+                    need_nano,
+                },
+                Err(error @ ExchangeError::Status { status: 402, .. }) => PayError::Offer(error),
+                Err(error) => return Err(PayError::Offer(error)),
+            };
+            if offers == OFFERS_MAX {
+                return Err(error);
+            }
+            tokio::time::sleep(OFFER_PAUSE).await;
         }
-        Ok(session.open(bound))
     }
 
     async fn fund(&self, free_nano: u64, cap_nano: u64) -> Result<(), PayError> {

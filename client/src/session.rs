@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use cocoon_evidence::Digest32;
-use cocoon_protocol::{ContentKey, LaunchDocument, SessionProof, SignedGrant, SignedReceipt, TokenCounts};
+use cocoon_protocol::{
+    ContentKey, LaunchDocument, Prices, SessionProof, SignedGrant, SignedReceipt, TokenCounts,
+};
 use cocoon_verify::TrustedGuest;
 use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
@@ -273,8 +275,8 @@ impl PaidSession {
         };
         let signed = attachment.receipt;
         receipt::check(&signed, &attachment.content_key, &expected).map_err(ChatError::Receipt)?;
+        let amount_nano = amount_nano(&signed, &self.session.launch.prices);
         let standing = &mut self.grant.standing;
-        let amount_nano = signed.receipt.served_nano.saturating_sub(standing.served_nano);
         standing.served = signed.receipt.served;
         standing.served_nano = signed.receipt.served_nano;
         Ok(Answer {
@@ -287,6 +289,18 @@ impl PaidSession {
             total: received.total,
         })
     }
+}
+
+/// What this request added to the sum. The receipt was checked: the sum contains the request. Other connections on
+/// the same grant may have added to it meanwhile, so the sum before is not the one that this session knew.
+fn amount_nano(signed: &SignedReceipt, prices: &Prices) -> u64 {
+    let receipt = &signed.receipt;
+    let before = TokenCounts {
+        input: receipt.served.input.saturating_sub(receipt.tokens.input),
+        output: receipt.served.output.saturating_sub(receipt.tokens.output),
+    };
+    let before_nano = prices.amount_nano(before).unwrap_or_default();
+    receipt.served_nano.saturating_sub(before_nano)
 }
 
 /// A streamed answer, put together.

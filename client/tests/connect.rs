@@ -1,5 +1,7 @@
 //! What a client accepts from a node, and what it refuses: each attack by name.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 mod node;
 
 use std::time::Duration;

@@ -60,7 +60,7 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
         write_receipt(path, &answer)?;
     }
     if args.json {
-        super::print_json(&as_json(verification, &answer, &paid, timings));
+        super::print_json(&as_json(&verification, &answer, &paid, timings));
     } else {
         print_receipt(&answer, &paid, timings);
     }
@@ -162,7 +162,7 @@ fn print_receipt(answer: &Answer, paid: &PaidSession, timings: Timings) {
     );
 }
 
-fn as_json(verification: Value, answer: &Answer, paid: &PaidSession, timings: Timings) -> Value {
+fn as_json(verification: &Value, answer: &Answer, paid: &PaidSession, timings: Timings) -> Value {
     json!({
         "verification": verification,
         "answer": answer.text,

@@ -2,6 +2,13 @@
 //! answers, honest or not. Everything that it receives inside TLS is kept, so that tests can say what left the
 //! client.
 
+#![allow(dead_code, reason = "each test binary uses another part")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test's scaffolding fails the test"
+)]
+
 use std::{
     io,
     pin::Pin,
@@ -95,6 +102,17 @@ pub(crate) struct Guest {
 impl Guest {
     /// `boot` stands for the randomness of one boot.
     pub(crate) fn boot(platform: &SimulatedPlatform, boot: u8) -> Self {
+        Self::boot_with(platform, boot, |_| ())
+    }
+
+    /// With another launch document.
+    pub(crate) fn boot_with(
+        platform: &SimulatedPlatform,
+        boot: u8,
+        change: impl FnOnce(&mut LaunchDocument),
+    ) -> Self {
+        let mut launch = launch_document();
+        change(&mut launch);
         let registers = InitialRegisters {
             mrtd: Digest48::of(b"firmware"),
             rtmr0: Digest48::of(b"machine"),
@@ -103,7 +121,7 @@ impl Guest {
         };
         let mut guest = Self {
             platform: platform.clone(),
-            launch: launch_document(),
+            launch,
             usage_key: SigningKey::from_bytes(&[boot; 32]),
             td: platform.start_td(registers),
             log: EventLog::default(),

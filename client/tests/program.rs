@@ -1,0 +1,310 @@
+//! The program as people run it: against a node over loopback and a real local chain, judged by what it prints,
+//! what it exits with and what it leaves on the chain.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod node;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::{Output, Stdio},
+};
+
+use cocoon_protocol::{AccountAddress, SignedReceipt};
+use cocoon_settlement::{LocalChain, LocalChainHandle};
+use cocoon_simulator::SimulatedPlatform;
+use cocoon_verify::Policy;
+use node::{ANSWER, DAY_S, Guest, Identity, Node, Script, now_s};
+use serde_json::Value;
+
+/// A folder with policy, wallet and chain, and a node that meets the policy.
+struct World {
+    dir: tempfile::TempDir,
+    node: Node,
+    platform: SimulatedPlatform,
+    _chain: LocalChainHandle,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let platform = SimulatedPlatform::open_or_create(&dir.path().join("platform"), now_s()).unwrap();
+        let guest = Guest::boot(&platform, 1);
+        fs::write(dir.path().join("policy.toml"), guest.policy().to_toml()).unwrap();
+        let chain = LocalChain::open(dir.path().join("chain")).unwrap();
+        let chain = chain.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        fs::write(dir.path().join("ton.json"), chain.global_config().to_json()).unwrap();
+        Self {
+            node: Node::honest(guest).await,
+            dir,
+            platform,
+            _chain: chain,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn cocoon(&self, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cocoon"));
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+            .env_remove("COCOON_LOG")
+            .kill_on_drop(true)
+            .output()
+            .await
+            .unwrap()
+    }
+
+    async fn verify(&self, policy: &str, more: &[&str]) -> Output {
+        let url = self.node.endpoint.to_string();
+        self.cocoon(&[&["verify", &url, "--policy", policy], more].concat())
+            .await
+    }
+
+    async fn chat(&self, policy: &str, more: &[&str]) -> Output {
+        let url = self.node.endpoint.to_string();
+        let fixed = [
+            "chat",
+            &url,
+            "--policy",
+            policy,
+            "--wallet",
+            "wallet",
+            "--ton-config",
+            "ton.json",
+        ];
+        self.cocoon(&[&fixed, more, &["What is Cocoon?"]].concat()).await
+    }
+
+    async fn new_wallet(&self) {
+        let made = self.cocoon(&["wallet", "new", "--out", "wallet"]).await;
+        assert_exit(&made, 0);
+    }
+
+    async fn deposit(&self) -> Value {
+        let arguments = [
+            "deposit",
+            "status",
+            "--wallet",
+            "wallet",
+            "--ton-config",
+            "ton.json",
+            "--json",
+        ];
+        json(&self.cocoon(&arguments).await)
+    }
+}
+
+#[track_caller]
+fn assert_exit(output: &Output, code: i32) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "\n--- stdout\n{stdout}\n--- stderr\n{stderr}"
+    );
+}
+
+#[track_caller]
+fn json(output: &Output) -> Value {
+    assert_exit(output, 0);
+    serde_json::from_slice(&output.stdout).expect("stdout is one JSON object")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_prints_every_register_and_says_simulated() {
+    let world = World::new().await;
+    let output = world.verify("policy.toml", &[]).await;
+    assert_exit(&output, 0);
+    let table = String::from_utf8(output.stdout).unwrap();
+    for row in [
+        "MRTD",
+        "RTMR0",
+        "RTMR1",
+        "RTMR2",
+        "RTMR3",
+        "event launch-document",
+        "event usage-key",
+    ] {
+        assert!(
+            table.lines().any(|line| line.contains(row)),
+            "no {row} in\n{table}"
+        );
+    }
+    assert!(
+        table.lines().last().unwrap().starts_with("VERDICT: SIMULATED"),
+        "{table}"
+    );
+    assert!(!table.contains('\u{1b}'), "no colours in a pipe");
+
+    let report = json(&world.verify("policy.toml", &["--json"]).await);
+    assert_eq!(report["verdict"], "SIMULATED");
+    assert!(report["fresh"]["checks"].as_array().unwrap().len() > 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chat_pays_answers_and_uses_the_grant_again() {
+    let world = World::new().await;
+    world.new_wallet().await;
+    let first = world
+        .chat("policy.toml", &["--receipt-out", "receipt.json"])
+        .await;
+    assert_exit(&first, 0);
+    assert_eq!(
+        String::from_utf8(first.stdout).unwrap().trim_end(),
+        ANSWER.concat()
+    );
+    let receipt: SignedReceipt =
+        serde_json::from_slice(&fs::read(world.path("receipt.json")).unwrap()).unwrap();
+
+    let deposit = world.deposit().await;
+    let grants = deposit["grants"].as_array().unwrap();
+    assert_eq!(grants.len(), 1);
+    assert_eq!(grants[0]["id"], receipt.receipt.grant.to_string());
+    assert_eq!(deposit["reserved_nano"], 1_000_000_000);
+
+    let second = json(&world.chat("policy.toml", &["--json"]).await);
+    assert_eq!(second["answer"], ANSWER.concat());
+    assert_eq!(second["amount_nano"], 34_000_000);
+    assert_eq!(second["receipt"]["receipt"]["served_nano"], 68_000_000);
+    assert_eq!(
+        world.deposit().await["grants"].as_array().unwrap().len(),
+        1,
+        "a second grant was locked"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_grant_reserves_can_be_withdrawn() {
+    let world = World::new().await;
+    world.new_wallet().await;
+    assert_exit(&world.chat("policy.toml", &["--max-ton", "0.5"]).await, 0);
+    let to = AccountAddress(cocoon_evidence::Digest32::of(b"owner")).to_string();
+    let fixed = [
+        "deposit",
+        "withdraw",
+        "--wallet",
+        "wallet",
+        "--ton-config",
+        "ton.json",
+        "--to",
+        &to,
+        "--amount",
+    ];
+    let too_much = world.cocoon(&[fixed.as_slice(), &["0.5"]].concat()).await;
+    assert_exit(&too_much, 30);
+    let before = world.deposit().await["balance_nano"].as_u64().unwrap();
+    assert_exit(&world.cocoon(&[fixed.as_slice(), &["0.01"]].concat()).await, 0);
+    let after = world.deposit().await;
+    assert!(after["balance_nano"].as_u64().unwrap() <= before - 10_000_000);
+    assert_eq!(after["reserved_nano"], 500_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_policy_sends_nothing_and_touches_no_wallet() {
+    let world = World::new().await;
+    let mut terms = Guest::boot(&world.platform, 1).policy_terms();
+    terms.registers.rtmr1 = vec![cocoon_evidence::Digest48::of(b"another kernel")];
+    fs::write(world.path("wrong.toml"), Policy::new(terms).unwrap().to_toml()).unwrap();
+
+    let verified = world.verify("wrong.toml", &[]).await;
+    assert_exit(&verified, 10);
+    let table = String::from_utf8(verified.stdout).unwrap();
+    assert!(
+        table
+            .lines()
+            .any(|line| line.contains("RTMR1") && line.ends_with("FAIL")),
+        "{table}"
+    );
+
+    // There is no wallet: were it looked for, the exit code would be 30.
+    let asked = world.chat("wrong.toml", &[]).await;
+    assert_exit(&asked, 10);
+    assert!(asked.stdout.is_empty());
+    let error = String::from_utf8(asked.stderr).unwrap();
+    assert!(
+        error.contains("RTMR1") && error.contains("what to do:"),
+        "{error}"
+    );
+    for request in world.node.requests() {
+        assert!(request.contains(" /.well-known/cocoon/"), "{request}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsafe_or_missing_wallet_pays_nothing() {
+    let world = World::new().await;
+    assert_exit(&world.chat("policy.toml", &[]).await, 30);
+    world.new_wallet().await;
+    fs::set_permissions(world.path("wallet"), fs::Permissions::from_mode(0o644)).unwrap();
+    let asked = world.chat("policy.toml", &[]).await;
+    assert_exit(&asked, 30);
+    assert!(String::from_utf8(asked.stderr).unwrap().contains("chmod 600"));
+    fs::set_permissions(world.path("wallet"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(world.deposit().await["deployed"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cap_below_one_request_locks_nothing() {
+    let world = World::new().await;
+    world.new_wallet().await;
+    let asked = world.chat("policy.toml", &["--max-ton", "0.01"]).await;
+    assert_exit(&asked, 30);
+    assert!(String::from_utf8(asked.stderr).unwrap().contains("--max-ton"));
+    assert_eq!(world.deposit().await["balance_nano"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contract_that_is_not_compiled_in_is_not_paid() {
+    let mut world = World::new().await;
+    world.new_wallet().await;
+    let mut guest = Guest::boot_with(&world.platform, 1, |launch| {
+        launch.settlement.contract_code.depth += 1;
+    });
+    fs::write(world.path("policy.toml"), guest.policy().to_toml()).unwrap();
+    let identity = Identity::of(&mut guest, -60, DAY_S);
+    world.node = Node::serve(guest, &identity, Script::default()).await;
+    let asked = world.chat("policy.toml", &[]).await;
+    assert_exit(&asked, 30);
+    assert!(String::from_utf8(asked.stderr).unwrap().contains("contract code"));
+    assert_eq!(world.deposit().await["balance_nano"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_simulated_guest_gets_no_real_coins() {
+    let mut world = World::new().await;
+    world.new_wallet().await;
+    let mut guest = Guest::boot_with(&world.platform, 1, |launch| {
+        launch.settlement.network = cocoon_protocol::NetworkId::TESTNET;
+    });
+    fs::write(world.path("policy.toml"), guest.policy().to_toml()).unwrap();
+    let identity = Identity::of(&mut guest, -60, DAY_S);
+    world.node = Node::serve(guest, &identity, Script::default()).await;
+    let asked = world.chat("policy.toml", &[]).await;
+    assert_exit(&asked, 30);
+    assert!(String::from_utf8(asked.stderr).unwrap().contains("SIMULATED"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unusable_files_and_absent_nodes_have_their_exit_codes() {
+    let mut world = World::new().await;
+    assert_exit(&world.verify("missing.toml", &[]).await, 2);
+    fs::write(world.path("broken.toml"), "version = 1").unwrap();
+    assert_exit(&world.verify("broken.toml", &[]).await, 2);
+    let endpoint = world.node.endpoint.to_string();
+    world.node = Node::honest(Guest::boot(&world.platform, 1)).await;
+    let absent = world
+        .cocoon(&["verify", &endpoint, "--policy", "policy.toml", "--json"])
+        .await;
+    assert_exit(&absent, 20);
+    let report: Value = serde_json::from_slice(&absent.stdout).unwrap();
+    assert_eq!(report["exit_code"], 20);
+}
