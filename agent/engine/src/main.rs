@@ -20,7 +20,8 @@ const HELP: &str = "\
 cocoon-engine runs a language model with libtorch. It is not started by hand: Cocoon's agent starts it with one
 end of a socketpair as file descriptor 3 and tells it there which model to load and what to answer.
 
-OMP_NUM_THREADS sets how many threads compute; without it, all processors do.
+OMP_NUM_THREADS sets how many threads compute at most (default: one for each processor); a small model uses
+fewer, because it gains nothing by more.
 
 Exit codes: 0 the agent closed the connection; 1 the connection failed; 2 not started as described above;
 3 the model cannot be loaded (the agent is told why); 4 the agent broke the protocol.";
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Too many threads for the processors at hand make libtorch's slower than one.
+/// The most that libtorch may use: more threads than processors are slower than one. Loading lowers it.
 fn use_threads() {
     let wished = env::var("OMP_NUM_THREADS")
         .ok()

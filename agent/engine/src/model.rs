@@ -11,6 +11,9 @@ use crate::{
 };
 
 const CPU: Device = Device::Cpu;
+/// Where a second thread begins to pay. Below, threads wait for each other longer than they compute, and a
+/// hundred times longer when something else needs the processors.
+const WEIGHTS_PER_THREAD: usize = 32 << 20;
 
 /// A Qwen3 on the processor.
 pub struct Model {
@@ -67,8 +70,11 @@ impl KvCache {
 }
 
 impl Model {
-    /// Takes every tensor of the folder.
+    /// Takes every tensor of the folder. Lowers libtorch's number of threads to what a model of this size can
+    /// use.
     pub(crate) fn load(config: ModelConfig, mut weights: Weights, kind: Kind) -> Result<Self, WeightsError> {
+        let threads = (weights.count() / WEIGHTS_PER_THREAD).clamp(1, 1 << 10) as i32;
+        tch::set_num_threads(threads.min(tch::get_num_threads()));
         let table = [config.vocabulary, config.hidden];
         let embedding = weights.take("model.embed_tokens.weight", &table)?;
         let head = if config.tied {

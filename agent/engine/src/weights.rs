@@ -127,6 +127,14 @@ impl Weights {
         Ok(Self { views, kind })
     }
 
+    /// How many numbers there are in all tensors.
+    pub(crate) fn count(&self) -> usize {
+        self.views
+            .values()
+            .map(|view| view.shape().iter().product::<usize>())
+            .sum()
+    }
+
     /// Takes one tensor, in the engine's number format.
     pub(crate) fn take(&mut self, name: &str, expected: &[i64]) -> Result<Tensor, WeightsError> {
         let name = name.to_owned();

@@ -48,7 +48,6 @@ fn start() -> Running {
             r#"exec "$0" 3<&0 0</dev/null"#,
             env!("CARGO_BIN_EXE_cocoon-engine"),
         ])
-        .env("OMP_NUM_THREADS", "1")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

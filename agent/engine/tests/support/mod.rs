@@ -90,9 +90,8 @@ pub(crate) fn copy_of_demo_model() -> tempfile::TempDir {
     folder
 }
 
-/// In f32, on one thread: tests run side by side, and more threads than processors only wait for each other.
+/// In f32.
 pub(crate) fn engine(context_tokens_max: u32) -> Engine {
-    tch::set_num_threads(1);
     Engine::load(&demo_model(), NumericProfile::F32, context_tokens_max, 8).unwrap()
 }
 
