@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use cocoon_verify::{Check, Fault, Refusal, Report, Verdict};
+use cocoon_verify::{Check, Fault, Refusal, Verdict};
 
 use crate::{Verification, plain};
 
@@ -64,10 +64,10 @@ fn meaning(fault: Fault) -> &'static str {
     }
 }
 
-fn section(text: &mut String, title: &str, report: &Report, style: Style) {
+fn section(text: &mut String, title: &str, checks: &[&Check], style: Style) {
     line(text, &format!("{title}:"));
     line(text, &row("CHECK", "EXPECTED", "ACTUAL", "VERDICT"));
-    for check in &report.checks {
+    for check in checks {
         let verdict = paint(check.verdict, style);
         line(
             text,
@@ -156,7 +156,7 @@ fn verdict_line(verification: &Verification, accepted: bool, style: Style) -> St
 
 #[cfg(test)]
 mod tests {
-    use cocoon_verify::RefusalClass;
+    use cocoon_verify::{RefusalClass, Report};
 
     use super::*;
 
@@ -203,6 +203,18 @@ mod tests {
         assert!(text.contains(&"ab".repeat(48)));
         assert!(text.contains("guest-image"));
         assert!(text.lines().last().unwrap().starts_with("VERDICT: FAIL"));
+    }
+
+    #[test]
+    fn a_row_that_fails_only_in_fresh_evidence_is_shown() {
+        let mut both = verification(true, Verdict::Simulated);
+        let fresh = both.fresh.as_mut().unwrap();
+        fresh.checks[1].verdict = Verdict::Fail;
+        let text = render(&both, false, Style { colour: false });
+        let rows: Vec<_> = text.lines().filter(|line| line.contains("RTMR2")).collect();
+        assert_eq!(rows.len(), 2, "{text}");
+        assert!(rows[1].ends_with("FAIL"));
+        assert_eq!(text.matches("MRTD").count(), 1, "{text}");
     }
 
     #[test]
