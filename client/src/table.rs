@@ -21,14 +21,17 @@ pub struct Style {
 /// The table and, as its last line, the verdict. `refused` is the reason where it is known not to be a row.
 pub fn render(verification: &Verification, accepted: bool, style: Style) -> String {
     let mut text = String::new();
-    section(
-        &mut text,
-        "evidence in the certificate",
-        &verification.certificate,
-        style,
-    );
+    let certificate: Vec<_> = verification.certificate.checks.iter().collect();
+    section(&mut text, "evidence in the certificate", &certificate, style);
     if let Some(fresh) = &verification.fresh {
-        section(&mut text, "fresh evidence for this connection", fresh, style);
+        // Most rows are word for word those above; what is shown once more is what this connection adds.
+        let (same, new): (Vec<_>, Vec<_>) =
+            fresh.checks.iter().partition(|check| certificate.contains(check));
+        let title = format!(
+            "fresh evidence for this connection ({} checks are as above)",
+            same.len()
+        );
+        section(&mut text, &title, &new, style);
     }
     text.push_str(&verdict_line(verification, accepted, style));
     text
