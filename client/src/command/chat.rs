@@ -137,7 +137,11 @@ fn write_receipt(path: &Path, answer: &Answer) -> Result<(), Failure> {
         serde_json::to_string_pretty(&answer.receipt).expect("a receipt holds nothing that JSON cannot");
     fs::write(path, text + "\n")
         .with_context(|| format!("the receipt is good, but {} cannot be written", path.display()))
-        .map_err(Failure::usage)
+        .map_err(|error| Failure {
+            // Not a matter of the command line any more: the prompt was sent.
+            exit: Exit::Request,
+            error,
+        })
 }
 
 fn print_receipt(answer: &Answer, paid: &PaidSession, timings: Timings) {
