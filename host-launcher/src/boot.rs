@@ -117,6 +117,11 @@ impl BootProgress {
         &self.reached
     }
 
+    /// Whether the agent runs, so that there is somebody to talk to.
+    pub fn is_agent_up(&self) -> bool {
+        !self.reached.is_empty()
+    }
+
     /// The first stage that is missing, and when it is overdue; `None` once the guest serves.
     pub fn awaited(&self) -> Option<(Stage, Duration)> {
         let is_reached = |stage: &Stage| self.reached.iter().any(|reached| reached.stage == *stage);
@@ -149,7 +154,7 @@ pub struct Evidence {
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let console = plain_lines(&self.console);
-        let panic = console.iter().rev().find(|line| line.contains("Kernel panic"));
+        let panic = console.iter().find(|line| line.contains("Kernel panic"));
         if let Some(reason) = &self.boot_failed {
             return write!(f, "the agent in the guest says: {reason}");
         }
@@ -243,10 +248,12 @@ mod tests {
             let text = evidence.to_string();
             assert!(text.starts_with(expected), "{text}");
         };
-        let panicking = || Evidence {
+        let panicking = || {
+            Evidence {
             cause: Some(ShutdownCause::GuestReset),
-            console: "\u{1b}[2J\u{1b}[01;01Hboot\r\n[ 1.0] Kernel panic - not syncing: VFS\r\n".into(),
+            console: "\u{1b}[2J\u{1b}[01;01Hboot\r\n[ 1.0] Kernel panic - not syncing: VFS\r\n---[ end Kernel panic ]---".into(),
             ..Evidence::default()
+        }
         };
         check(
             panicking(),

@@ -82,6 +82,12 @@ async fn follow(
         }
     }
     let status = supervisor.wait().await.or_exit(Exit::Internal)?;
+    if status.success() {
+        return Err(Failure::new(
+            Exit::BootFailed,
+            "the node was stopped before it served",
+        ));
+    }
     let message = format!(
         "the supervisor ended ({status}) without a word; see {}",
         log.display()

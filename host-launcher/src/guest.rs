@@ -64,6 +64,13 @@ impl RunFiles {
         })
     }
 
+    /// Removes the sockets of an ended run; the next run would replace them, too.
+    pub fn remove_sockets(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.run) {
+            tracing::debug!(%error, "the sockets of this run stay");
+        }
+    }
+
     /// QEMU listens here.
     pub fn qmp(&self) -> PathBuf {
         self.run.join("qmp")

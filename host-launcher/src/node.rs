@@ -458,7 +458,8 @@ impl Node {
     /// Stops a guest while relay and host services still run, so that running requests end well.
     async fn stop_guest(&self, stop: Stop, guest: Guest, reporter: &Reporter) -> Outcome {
         self.shared.now().state = NodeState::Stopping;
-        let how = guest.stop(Some(SHUTDOWN_GRACE)).await;
+        let agent_is_up = self.shared.now().boot.is_agent_up();
+        let how = guest.stop(agent_is_up.then_some(SHUTDOWN_GRACE)).await;
         reporter.step(how);
         Outcome::Asked(stop, None)
     }
@@ -489,6 +490,7 @@ impl Node {
             chain.shutdown().await;
         }
         let _ = std::fs::remove_file(control_socket(&self.shared.config.state_dir));
+        self.files.remove_sockets();
         reporter.step("stopped");
         if let Some(reply) = reply {
             let _ = reply.send("stopped".into());
