@@ -309,7 +309,7 @@ impl Answer {
         let message = json!({"role": "assistant", "content": text, "refusal": null});
         let mut whole = self.object(
             "chat.completion",
-            json!([
+            &json!([
                 {"index": 0, "message": message, "logprobs": null, "finish_reason": reason}
             ]),
         );
@@ -335,14 +335,14 @@ impl Answer {
 
     /// The chunk with the counts, for clients that ask for it.
     pub fn usage(&self, tokens: TokenCounts) -> Value {
-        let mut chunk = self.object("chat.completion.chunk", json!([]));
+        let mut chunk = self.object("chat.completion.chunk", &json!([]));
         chunk["usage"] = usage(tokens);
         chunk
     }
 
     /// The last chunk: the receipt.
     pub fn receipt(&self, receipt: &(SignedReceipt, ContentKey)) -> Value {
-        let mut chunk = self.object("chat.completion.chunk", json!([]));
+        let mut chunk = self.object("chat.completion.chunk", &json!([]));
         chunk["cocoon"] = proof(receipt);
         chunk
     }
@@ -350,13 +350,13 @@ impl Answer {
     fn delta(&self, delta: &Value, reason: Option<&str>) -> Value {
         self.object(
             "chat.completion.chunk",
-            json!([
+            &json!([
                 {"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}
             ]),
         )
     }
 
-    fn object(&self, object: &str, choices: Value) -> Value {
+    fn object(&self, object: &str, choices: &Value) -> Value {
         let Self { id, created_s, model } = self;
         json!({"id": id, "object": object, "created": created_s, "model": model, "choices": choices})
     }

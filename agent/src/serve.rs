@@ -32,7 +32,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Semaphore, watch},
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -66,6 +66,8 @@ pub struct Deadlines {
     pub head: Duration,
     /// A request's body.
     pub body: Duration,
+    /// How long a peer may take nothing of what is written to it.
+    pub write: Duration,
 }
 
 impl Default for Deadlines {
@@ -74,6 +76,7 @@ impl Default for Deadlines {
             handshake: Duration::from_secs(20),
             head: Duration::from_secs(90),
             body: Duration::from_secs(30),
+            write: Duration::from_secs(60),
         }
     }
 }
@@ -129,15 +132,25 @@ struct Session {
 
 async fn serve_connection(service: Arc<Service>, stream: BoxStream) {
     let identity = Arc::clone(&service.identity.borrow());
-    let Deadlines { handshake, head, .. } = service.deadlines;
+    let Deadlines {
+        handshake,
+        head,
+        write,
+        ..
+    } = service.deadlines;
     let accept = TlsAcceptor::from(Arc::clone(&identity.config)).accept(stream);
     let Ok(Ok(tls)) = timeout(handshake, accept).await else {
         return;
     };
     let tls = SharedTls(Arc::new(Mutex::new(tls)));
+    let wire = Wire {
+        tls: tls.clone(),
+        write_deadline: write,
+        stalled: None,
+    };
     let session = Arc::new(Session {
         service,
-        tls: tls.clone(),
+        tls,
         certificate: identity.certificate,
         grant: Mutex::new(None),
     });
@@ -151,7 +164,7 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream) {
         .header_read_timeout(head)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(tls), handle)
+        .serve_connection(TokioIo::new(wire), handle)
         .await;
 }
 
@@ -238,7 +251,7 @@ impl Session {
             .meter
             .bind(grant, &proof, &exporter)
             .await
-            .map_err(meter_error)?;
+            .map_err(|error| meter_error(&error))?;
         *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         Ok(json(
             &serde_json::to_value(balance).expect("a balance is plain numbers"),
@@ -261,7 +274,7 @@ impl Session {
             .meter
             .admit(grant, chat.worst)
             .await
-            .map_err(meter_error)?;
+            .map_err(|error| meter_error(&error))?;
         let running = service
             .engine
             .generate(chat.messages, chat.sampling)
@@ -310,7 +323,7 @@ impl Session {
     }
 }
 
-fn meter_error(error: MeterError) -> ApiError {
+fn meter_error(error: &MeterError) -> ApiError {
     let message = error.to_string();
     match error {
         MeterError::Grant(_) => ApiError::new(403, "grant_refused", message),
@@ -366,22 +379,50 @@ impl SharedTls {
     }
 }
 
-impl AsyncRead for SharedTls {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll(|tls| tls.poll_read(cx, buf))
+/// What HTTP reads and writes. A peer that takes nothing for too long is an error, so that it cannot hold its
+/// place for ever.
+struct Wire {
+    tls: SharedTls,
+    write_deadline: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Wire {
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let write_deadline = self.write_deadline;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(write_deadline)));
+        stalled
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncWrite for SharedTls {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll(|tls| tls.poll_write(cx, bytes))
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.tls.poll(|tls| tls.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = self.tls.poll(|tls| tls.poll_write(cx, bytes));
+        self.in_time(cx, written)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(|tls| tls.poll_flush(cx))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.tls.poll(|tls| tls.poll_flush(cx));
+        self.in_time(cx, flushed)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(|tls| tls.poll_shutdown(cx))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = self.tls.poll(|tls| tls.poll_shutdown(cx));
+        self.in_time(cx, shut)
     }
 }

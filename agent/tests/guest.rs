@@ -1,6 +1,8 @@
 //! The whole agent, from the launch document to the usage record, over in-memory connections. The platform,
 //! the host and the engine are played; TLS, HTTP, metering and signatures are real.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+
 mod world;
 
 use std::{
@@ -120,7 +122,7 @@ async fn a_stream_ends_with_a_receipt_that_opens_and_a_record_that_matches() {
     let world = World::start().await;
     let (mut client, grant) = world.paying_client().await;
     let more = json!({"stream": true, "stream_options": {"include_usage": true}, "max_tokens": 9});
-    let request = chat_body("count 3", more.clone());
+    let request = chat_body("count 3", &more);
     let (status, body) = client.chat("count 3", more).await;
     assert_eq!(status, StatusCode::OK);
     let events = events(&body);
@@ -296,7 +298,7 @@ async fn a_request_that_the_engine_refuses_is_the_clients_fault_and_free() {
 async fn a_client_that_leaves_pays_for_what_was_generated() {
     let world = World::start().await;
     let (mut client, _) = world.paying_client().await;
-    let body = chat_body("hang", json!({"stream": true}));
+    let body = chat_body("hang", &json!({"stream": true}));
     let response = client.open("POST", "/v1/chat/completions", body).await;
     assert_eq!(response.status(), StatusCode::OK);
     drop((response, client));
@@ -318,11 +320,11 @@ async fn more_requests_than_places_are_told_to_come_again() {
         .open(
             "POST",
             "/v1/chat/completions",
-            chat_body("hang", json!({"stream": true})),
+            chat_body("hang", &json!({"stream": true})),
         )
         .await;
     let refused = two
-        .open("POST", "/v1/chat/completions", chat_body("count 1", json!({})))
+        .open("POST", "/v1/chat/completions", chat_body("count 1", &json!({})))
         .await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(refused.headers().contains_key("retry-after"));

@@ -24,10 +24,10 @@ pub struct PlatformError {
 }
 
 impl PlatformError {
-    fn new(attempt: &'static str, cause: impl ToString) -> Self {
+    fn new(attempt: &'static str, cause: impl Into<String>) -> Self {
         Self {
             attempt,
-            cause: cause.to_string(),
+            cause: cause.into(),
         }
     }
 }

@@ -74,3 +74,45 @@ impl Platform for Simulated {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::transport::BoxStream;
+
+    /// Answers every question with the same message.
+    struct Always(FromPlatform);
+
+    impl Dial for Always {
+        fn dial(&self, port: u32) -> BoxFuture<'_, io::Result<BoxStream>> {
+            assert_eq!(port, PLATFORM_PORT);
+            let (ours, mut theirs) = duplex(4096);
+            let answer = self.0.clone();
+            tokio::spawn(async move {
+                let _: ToPlatform = read_frame_async(&mut theirs).await.unwrap();
+                write_frame_async(&mut theirs, &answer).await.unwrap();
+            });
+            Box::pin(async move { Ok(Box::new(ours) as BoxStream) })
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_another_question_is_no_success() {
+        let quoting = Simulated::new(Arc::new(Always(FromPlatform::Quote { quote: vec![1] })));
+        assert_eq!(quoting.quote(ReportData([0; 64])).await.unwrap(), [1]);
+        assert!(quoting.extend(Digest48::ZERO).await.is_err());
+
+        let extending = Simulated::new(Arc::new(Always(FromPlatform::Extended)));
+        extending.extend(Digest48::ZERO).await.unwrap();
+        assert!(extending.quote(ReportData([0; 64])).await.is_err());
+
+        let reason = "rtmr2 is not yours".to_owned();
+        let failing = Simulated::new(Arc::new(Always(FromPlatform::Failed { reason })));
+        let error = failing.extend(Digest48::ZERO).await.unwrap_err();
+        assert!(error.to_string().contains("rtmr2"), "{error}");
+    }
+}

@@ -62,7 +62,7 @@ impl Platform for Tdx {
                 .write(true)
                 .open(&register)
                 .and_then(|mut file| io::Write::write_all(&mut file, digest.as_bytes()));
-            written.map_err(|error| PlatformError::new("extending RTMR3 through sysfs", error))
+            written.map_err(|error| PlatformError::new("extending RTMR3 through sysfs", error.to_string()))
         })
     }
 
@@ -72,7 +72,9 @@ impl Platform for Tdx {
             tokio::task::spawn_blocking(move || paths.quote(&data))
                 .await
                 .unwrap_or_else(|_| Err(io::Error::other("the quoting task ended early")))
-                .map_err(|error| PlatformError::new("getting a TDX quote from configfs-tsm", error))
+                .map_err(|error| {
+                    PlatformError::new("getting a TDX quote from configfs-tsm", error.to_string())
+                })
         })
     }
 }

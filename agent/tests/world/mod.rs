@@ -457,12 +457,12 @@ impl Client {
     }
 
     pub(crate) async fn chat(&mut self, prompt: &str, more: Value) -> (StatusCode, Bytes) {
-        self.send("POST", "/v1/chat/completions", chat_body(prompt, more))
+        self.send("POST", "/v1/chat/completions", chat_body(prompt, &more))
             .await
     }
 }
 
-pub(crate) fn chat_body(prompt: &str, more: Value) -> Vec<u8> {
+pub(crate) fn chat_body(prompt: &str, more: &Value) -> Vec<u8> {
     let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]});
     body.as_object_mut()
         .unwrap()
