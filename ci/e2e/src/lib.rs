@@ -33,15 +33,25 @@ impl Image {
     /// # Panics
     /// The variables are set but the files are not there.
     pub fn from_env() -> Option<Self> {
-        let (Some(image), Some(model)) =
-            (std::env::var_os("COCOON_E2E_IMAGE"), std::env::var_os("COCOON_E2E_MODEL"))
-        else {
-            eprintln!("SKIP: COCOON_E2E_IMAGE and COCOON_E2E_MODEL are not set; scripts/test builds and sets them");
+        let (Some(image), Some(model)) = (
+            std::env::var_os("COCOON_E2E_IMAGE"),
+            std::env::var_os("COCOON_E2E_MODEL"),
+        ) else {
+            eprintln!(
+                "SKIP: COCOON_E2E_IMAGE and COCOON_E2E_MODEL are not set; scripts/test builds and sets them"
+            );
             return None;
         };
-        let image = Self { manifest: Path::new(&image).join("manifest.json"), model: model.into() };
+        let image = Self {
+            manifest: Path::new(&image).join("manifest.json"),
+            model: model.into(),
+        };
         for path in [&image.manifest, &image.model] {
-            assert!(path.is_file(), "{} is not there; scripts/test builds it", path.display());
+            assert!(
+                path.is_file(),
+                "{} is not there; scripts/test builds it",
+                path.display()
+            );
         }
         Some(image)
     }
@@ -57,12 +67,24 @@ pub struct Node {
 impl Node {
     /// Configures a node, predicts it and writes its policy; boots nothing.
     pub fn configure(image: &Image) -> Self {
-        let node = Self { dir: TempDir::new().expect("a temporary folder"), port: free_port() };
+        let node = Self {
+            dir: TempDir::new().expect("a temporary folder"),
+            port: free_port(),
+        };
         node.write_config(image, "");
-        fs::write(node.path("launch.toml"), "platform = \"simulated\"\nvcpus = 2\nmemory_mib = 1024\n")
-            .expect("writing launch.toml");
-        node.succeed("cocoon-launch", ["document", "--config", "node.toml", "--out", "launch.json"]);
-        node.succeed("cocoon-launch", ["root", "--config", "node.toml", "--out", "root.pem"]);
+        fs::write(
+            node.path("launch.toml"),
+            "platform = \"simulated\"\nvcpus = 2\nmemory_mib = 1024\n",
+        )
+        .expect("writing launch.toml");
+        node.succeed(
+            "cocoon-launch",
+            ["document", "--config", "node.toml", "--out", "launch.json"],
+        );
+        node.succeed(
+            "cocoon-launch",
+            ["root", "--config", "node.toml", "--out", "root.pem"],
+        );
         node.predict(&image.manifest);
         node
     }
@@ -162,7 +184,10 @@ impl Node {
     pub fn records(&self) -> Vec<UsageRecord> {
         let output = self.succeed("cocoon-launch", ["records", "--config", "node.toml"]);
         let lines = String::from_utf8(output.stdout).expect("records are text");
-        lines.lines().map(|line| serde_json::from_str(line).expect("a record is JSON")).collect()
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a record is JSON"))
+            .collect()
     }
 
     /// Command lines of processes that work for this node.
@@ -179,7 +204,10 @@ impl Node {
 
     /// Kills a process that belongs to this node, as a power cut would.
     pub fn kill_process(&self, pid: u64) {
-        let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs");
+        let status = Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .expect("kill runs");
         assert!(status.success(), "process {pid} could not be killed");
     }
 
@@ -203,11 +231,7 @@ impl Node {
     }
 
     /// [`Self::run`] of something that has to succeed.
-    pub fn succeed<S: AsRef<OsStr>>(
-        &self,
-        program: &str,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Output {
+    pub fn succeed<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Output {
         let output = self.run(program, arguments);
         assert!(output.status.success(), "{program} failed\n{}", describe(&output));
         output
@@ -223,13 +247,21 @@ impl Drop for Node {
 /// Both streams of a finished program, for a test's message.
 pub fn describe(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    format!("{}\n--- stdout\n{}\n--- stderr\n{}", output.status, text(&output.stdout), text(&output.stderr))
+    format!(
+        "{}\n--- stdout\n{}\n--- stderr\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    )
 }
 
 /// Programs are built beside the tests: `target/PROFILE/deps/TEST` and `target/PROFILE/PROGRAM`.
 fn program_path(program: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .expect("a test lies in target/PROFILE/deps");
     profile.join(program)
 }
 

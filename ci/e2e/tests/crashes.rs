@@ -19,7 +19,9 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn balance_nano(node: &Node) -> u64 {
-    node.status()["provider"]["balance_nano"].as_u64().expect("status tells the provider's balance")
+    node.status()["provider"]["balance_nano"]
+        .as_u64()
+        .expect("status tells the provider's balance")
 }
 
 #[test]
@@ -34,7 +36,9 @@ fn a_launcher_killed_between_record_and_settlement_settles_once_after_restart() 
     eventually("a record is stored", || node.records().len() == 1);
     assert_eq!(balance_nano(&node), before, "settled before its time");
 
-    let pid = node.status()["pid"].as_u64().expect("status tells the launcher's pid");
+    let pid = node.status()["pid"]
+        .as_u64()
+        .expect("status tells the launcher's pid");
     node.kill_process(pid);
     eventually("nothing outlives the launcher", || node.processes().is_empty());
 

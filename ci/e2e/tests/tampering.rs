@@ -19,9 +19,16 @@ fn refused_by_client(tamper: impl FnOnce(&Path, &mut Value), register: &str) {
     node.up_and_serving();
 
     let verified = node.verify("policy.toml");
-    assert_eq!(verified.status.code(), Some(EXIT_POLICY), "{}", describe(&verified));
+    assert_eq!(
+        verified.status.code(),
+        Some(EXIT_POLICY),
+        "{}",
+        describe(&verified)
+    );
     let table = String::from_utf8_lossy(&verified.stdout);
-    let row = table.lines().find(|line| line.contains(register) && line.contains("FAIL"));
+    let row = table
+        .lines()
+        .find(|line| line.contains(register) && line.contains("FAIL"));
     assert!(row.is_some(), "{register} is not named\n{table}");
 
     let asked = node.chat("What is Cocoon?");
@@ -42,14 +49,20 @@ fn tampered(image: &Image, node: &Node, tamper: impl FnOnce(&Path, &mut Value)) 
     let mut value: Value = serde_json::from_slice(&fs::read(&manifest).expect("the manifest")).expect("JSON");
     tamper(&dir, &mut value);
     fs::write(&manifest, value.to_string()).expect("writing the manifest");
-    Image { manifest, model: image.model.clone() }
+    Image {
+        manifest,
+        model: image.model.clone(),
+    }
 }
 
 #[test]
 fn another_command_line_is_refused() {
     refused_by_client(
         |_, manifest| {
-            let line = manifest["command_line"].as_str().expect("a command line").to_owned();
+            let line = manifest["command_line"]
+                .as_str()
+                .expect("a command line")
+                .to_owned();
             manifest["command_line"] = Value::String(line + " loglevel=7");
         },
         "RTMR2",
@@ -60,7 +73,11 @@ fn another_command_line_is_refused() {
 fn another_kernel_is_refused() {
     refused_by_client(
         |dir, manifest| {
-            let kernel = dir.join(manifest["artifacts"]["kernel"]["file"].as_str().expect("a kernel"));
+            let kernel = dir.join(
+                manifest["artifacts"]["kernel"]["file"]
+                    .as_str()
+                    .expect("a kernel"),
+            );
             let mut bytes = fs::read(&kernel).expect("the kernel");
             // Inside the zero padding of the real-mode part: measured, never executed in an EFI boot.
             let offset = 0x180;
@@ -81,7 +98,10 @@ fn a_flipped_byte_in_the_root_does_not_serve() {
         let root = dir.join(manifest["artifacts"]["root"]["file"].as_str().expect("a root"));
         let mut bytes = fs::read(&root).expect("the root");
         let tag = b"cocoon-tls-v1";
-        let offset = bytes.windows(tag.len()).position(|window| window == tag).expect("the agent is in the root");
+        let offset = bytes
+            .windows(tag.len())
+            .position(|window| window == tag)
+            .expect("the agent is in the root");
         bytes[offset] ^= 1;
         fs::write(&root, bytes).expect("writing the root");
     });
@@ -89,5 +109,9 @@ fn a_flipped_byte_in_the_root_does_not_serve() {
     let up = node.up();
     assert_eq!(up.status.code(), Some(EXIT_GUEST), "{}", describe(&up));
     assert_eq!(node.verify("policy.toml").status.code(), Some(20));
-    assert_eq!(node.processes(), Vec::<String>::new(), "something is left running");
+    assert_eq!(
+        node.processes(),
+        Vec::<String>::new(),
+        "something is left running"
+    );
 }

@@ -1,6 +1,9 @@
 //! The whole way with a real guest: boot, verify, ask, pay, settle. One boot, many claims.
 
-use std::{thread, time::{Duration, Instant}};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use cocoon_e2e::{Image, Node, describe};
 use cocoon_protocol::{SignedReceipt, host::UsageRecord};
@@ -27,34 +30,59 @@ fn a_guest_is_booted_verified_asked_and_paid() {
     assert!(answer.status.success(), "{}", describe(&answer));
     assert!(!answer.stdout.is_empty());
     let receipt = receipt(&node).receipt;
-    assert!(receipt.tokens.input > 0 && receipt.tokens.output > 0, "{receipt:?}");
+    assert!(
+        receipt.tokens.input > 0 && receipt.tokens.output > 0,
+        "{receipt:?}"
+    );
 
     let after = wait_for(|| Some(balance_nano(&node)).filter(|after| *after > before));
     let earned = after - before;
-    assert!(earned <= receipt.served_nano, "earned {earned}, served {}", receipt.served_nano);
-    assert!(earned * 10 > receipt.served_nano * 8, "gas took more than a fifth: {earned} of {}", receipt.served_nano);
+    assert!(
+        earned <= receipt.served_nano,
+        "earned {earned}, served {}",
+        receipt.served_nano
+    );
+    assert!(
+        earned * 10 > receipt.served_nano * 8,
+        "gas took more than a fifth: {earned} of {}",
+        receipt.served_nano
+    );
 
     replayed_voucher_moves_nothing(&node, after);
     a_policy_with_a_foreign_root_is_refused(&image, &node);
 
     let down = node.down();
     assert!(down.status.success(), "{}", describe(&down));
-    assert_eq!(node.processes(), Vec::<String>::new(), "something is left running");
+    assert_eq!(
+        node.processes(),
+        Vec::<String>::new(),
+        "something is left running"
+    );
 }
 
 /// The host keeps the voucher and sends it to the contract once more.
 fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
     let record: UsageRecord = node.records().pop().expect("a record in the journal");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let config = cocoon_settlement::GlobalConfig::load(&node.path("state/global.config.json")).expect("the config");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let config =
+        cocoon_settlement::GlobalConfig::load(&node.path("state/global.config.json")).expect("the config");
     let contract = record.voucher.voucher.contract;
     runtime.block_on(async {
         let network = cocoon_protocol::NetworkId::LOCAL;
-        let chain = cocoon_settlement::ChainClient::connect(&config, network).await.expect("the chain");
+        let chain = cocoon_settlement::ChainClient::connect(&config, network)
+            .await
+            .expect("the chain");
         let deposit = chain.balance(&contract).await.expect("its balance");
         let replayed = chain.settle(&record.voucher).await;
         assert!(replayed.is_err(), "a replayed voucher was accepted: {replayed:?}");
-        assert_eq!(chain.balance(&contract).await.expect("its balance"), deposit, "the replay burnt gas");
+        assert_eq!(
+            chain.balance(&contract).await.expect("its balance"),
+            deposit,
+            "the replay burnt gas"
+        );
     });
     assert_eq!(balance_nano(node), balance);
 }
@@ -78,7 +106,9 @@ fn receipt(node: &Node) -> SignedReceipt {
 }
 
 fn balance_nano(node: &Node) -> u64 {
-    node.status()["provider"]["balance_nano"].as_u64().expect("status tells the provider's balance")
+    node.status()["provider"]["balance_nano"]
+        .as_u64()
+        .expect("status tells the provider's balance")
 }
 
 fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> T {
@@ -87,7 +117,10 @@ fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "nothing was settled within {SETTLEMENT_DEADLINE:?}");
+        assert!(
+            Instant::now() < deadline,
+            "nothing was settled within {SETTLEMENT_DEADLINE:?}"
+        );
         thread::sleep(Duration::from_millis(200));
     }
 }
