@@ -140,6 +140,12 @@ impl Engine {
         }));
     }
 
+    /// Kills the child, as a crash would.
+    #[cfg(feature = "simulated")]
+    pub fn kill_child(&self) {
+        self.0.restart.notify_one();
+    }
+
     /// Follows the child's life.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.0.status.subscribe()

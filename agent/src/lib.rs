@@ -10,6 +10,8 @@ pub mod boot;
 pub mod certificate;
 pub mod console;
 pub mod control;
+#[cfg(feature = "simulated")]
+pub mod danger;
 mod dm;
 pub mod engine;
 pub mod guest;

@@ -89,6 +89,11 @@ async fn serve(
         |port| VsockListen::bind(port).map_err(|error| format!("listening on vsock port {port}: {error}"));
     let https = Box::new(listen(GUEST_TLS_PORT)?);
     let mut control = listen(GUEST_CONTROL_PORT)?;
+    #[cfg(feature = "simulated")]
+    tokio::spawn(cocoon_agent::danger::inject_faults(
+        listen(cocoon_protocol::simulated::FAULT_PORT)?,
+        guest.engine.clone(),
+    ));
     guest::run(guest, dial, https, &mut control, Deadlines::default())
         .await
         .map_err(|error| format!("making the TLS identity: {error}"))

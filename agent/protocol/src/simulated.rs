@@ -7,6 +7,17 @@ use serde::{Deserialize, Serialize};
 /// The launcher listens here for [`ToPlatform`], on simulated platforms only.
 pub const PLATFORM_PORT: u32 = 7002;
 
+/// The guest of a `dev` image takes one [`InjectFault`] a connection here, and closes it once that is done.
+pub const FAULT_PORT: u32 = 7003;
+
+/// What a test breaks in a booted guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InjectFault {
+    /// SIGKILL for the engine, as if it had crashed.
+    KillEngine,
+}
+
 /// Agent to simulated platform; each answered by one [`FromPlatform`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

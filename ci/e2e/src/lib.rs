@@ -6,12 +6,17 @@
 use std::{
     ffi::OsStr,
     fs,
+    io::{Read as _, Write as _},
     net::TcpListener,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use cocoon_protocol::host::UsageRecord;
+use cocoon_protocol::{
+    host::UsageRecord,
+    simulated::{FAULT_PORT, InjectFault},
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -74,7 +79,7 @@ impl Node {
         node.write_config(image, "");
         fs::write(
             node.path("launch.toml"),
-            "platform = \"simulated\"\nvcpus = 2\nmemory_mib = 1024\n",
+            "platform = \"simulated\"\nmachine = \"q35-1\"\nvcpus = 2\nmemory_mib = 1024\n",
         )
         .expect("writing launch.toml");
         node.succeed(
@@ -158,26 +163,27 @@ impl Node {
 
     /// `cocoon chat` with another policy.
     pub fn chat_with(&self, policy: &str, question: &str) -> Output {
+        self.chat_command(policy, question)
+            .output()
+            .expect("cocoon runs; scripts/test builds it")
+    }
+
+    /// `cocoon chat`, to be run by the caller.
+    pub fn chat_command(&self, policy: &str, question: &str) -> Command {
         if !self.path("wallet").exists() {
             self.succeed("cocoon", ["wallet", "new", "--out", "wallet"]);
         }
-        let url = self.url();
-        self.run(
-            "cocoon",
-            [
-                "chat",
-                &url,
-                "--policy",
-                policy,
-                "--wallet",
-                "wallet",
-                "--ton-config",
-                "state/global.config.json",
-                "--receipt-out",
-                "receipt.json",
-                question,
-            ],
-        )
+        let mut command = Command::new(program_path("cocoon"));
+        command.current_dir(self.dir.path());
+        command.args(["chat", &self.url(), "--policy", policy, "--wallet", "wallet"]);
+        command.args([
+            "--ton-config",
+            "state/global.config.json",
+            "--receipt-out",
+            "receipt.json",
+            question,
+        ]);
+        command
     }
 
     /// The usage records that the host has acknowledged, oldest first.
@@ -200,6 +206,19 @@ impl Node {
             .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
             .filter(|line| line.contains(state) || line.contains(&*self.path("node.toml").to_string_lossy()))
             .collect()
+    }
+
+    /// Kills the engine inside the guest, as a crash would; only `dev` images take this.
+    pub fn kill_engine(&self) {
+        let mut stream = UnixStream::connect(self.path("state/run/guest")).expect("the vsock backend");
+        writeln!(stream, "CONNECT {FAULT_PORT}").expect("asking for the guest's port");
+        let mut answer = [0; 1];
+        while answer != *b"\n" {
+            stream.read_exact(&mut answer).expect("the guest takes faults");
+        }
+        cocoon_protocol::write_frame(&mut stream, &InjectFault::KillEngine).expect("sending the fault");
+        // The guest closes once it is done.
+        let _ = stream.read(&mut answer);
     }
 
     /// Kills a process that belongs to this node, as a power cut would.

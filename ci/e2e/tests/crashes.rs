@@ -2,13 +2,17 @@
 //! middle of an answer.
 
 use std::{
+    io::Read as _,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
 use cocoon_e2e::{Image, Node, describe};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
+/// `cocoon` exits with this when a verified node did not answer.
+const EXIT_REQUEST: i32 = 40;
 
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
@@ -50,4 +54,49 @@ fn a_launcher_killed_between_record_and_settlement_settles_once_after_restart() 
     node.up_and_serving();
     thread::sleep(Duration::from_secs(2));
     assert_eq!(balance_nano(&node), after, "settled twice");
+}
+
+/// The answer is cut, nothing of it is charged, and the guest with its keys lives on.
+#[test]
+fn an_engine_killed_mid_answer_fails_that_answer_only() {
+    let Some(image) = Image::from_env() else { return };
+    let node = Node::configure(&image);
+    node.up_and_serving();
+    let first = node.chat("What is Cocoon?");
+    assert!(first.status.success(), "{}", describe(&first));
+    let served = node.records().pop().expect("a record").voucher.voucher;
+
+    // Hot enough not to end by itself before the kill arrives.
+    let mut command = node.chat_command("policy.toml", "What is Cocoon?");
+    command.args(["--temperature", "2", "--max-tokens", "96"]);
+    let mut asking = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cocoon runs");
+    let mut text = [0; 1];
+    asking
+        .stdout
+        .as_mut()
+        .expect("a pipe")
+        .read_exact(&mut text)
+        .expect("the answer begins");
+    node.kill_engine();
+    let cut = asking.wait_with_output().expect("cocoon ends");
+    assert_eq!(cut.status.code(), Some(EXIT_REQUEST), "{}", describe(&cut));
+    assert_eq!(node.records().len(), 1, "a failed answer was charged");
+
+    let mut last = None;
+    eventually("the engine is back", || {
+        let answer = node.chat("What is Cocoon?");
+        let back = answer.status.success();
+        last = Some(answer);
+        back
+    });
+    let after = node.records().pop().expect("a record").voucher.voucher;
+    assert_eq!(
+        after.agent_key, served.agent_key,
+        "the guest was restarted: {last:?}"
+    );
+    assert!(after.served.output > served.served.output);
 }

@@ -60,7 +60,8 @@ fn a_guest_is_booted_verified_asked_and_paid() {
     );
 }
 
-/// The host keeps the voucher and sends it to the contract once more.
+/// The host keeps the voucher and settles it once more. That the contract itself refuses the message is shown
+/// by the settlement crate's own tests, which send it.
 fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
     let record: UsageRecord = node.records().pop().expect("a record in the journal");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -76,12 +77,15 @@ fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
             .await
             .expect("the chain");
         let deposit = chain.balance(&contract).await.expect("its balance");
-        let replayed = chain.settle(&record.voucher).await;
-        assert!(replayed.is_err(), "a replayed voucher was accepted: {replayed:?}");
+        let state = chain
+            .settle(&record.voucher)
+            .await
+            .expect("a settled voucher is no error");
+        assert_eq!(state.served, record.voucher.voucher.served);
         assert_eq!(
             chain.balance(&contract).await.expect("its balance"),
             deposit,
-            "the replay burnt gas"
+            "the replay moved money"
         );
     });
     assert_eq!(balance_nano(node), balance);
