@@ -12,6 +12,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
+    time::sleep,
 };
 
 /// QEMU's answers and events are short.
@@ -19,6 +20,8 @@ const LINE_BYTES_MAX: u64 = 64 * 1024;
 
 /// QEMU's main loop answers within this unless the machine is unusable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a virtual machine stopped (qapi/run-state.json, ShutdownCause).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -154,7 +157,7 @@ impl QmpEvents {
 /// Those of the socket, and QEMU's refusals.
 pub async fn connect_and_start(socket: &Path) -> io::Result<(QmpCommands, QmpEvents)> {
     tokio::time::timeout(ANSWER_TIMEOUT, async {
-        let (reader, mut writer) = UnixStream::connect(socket).await?.into_split();
+        let (reader, mut writer) = connect(socket).await?.into_split();
         let mut events = QmpEvents(BufReader::new(reader));
         for command in ["qmp_capabilities", "cont"] {
             writer
@@ -172,6 +175,16 @@ pub async fn connect_and_start(socket: &Path) -> io::Result<(QmpCommands, QmpEve
     })
     .await
     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// QEMU's socket has a name a moment before somebody listens on it. The caller sets the deadline.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => sleep(RETRY_PAUSE).await,
+            connected => return connected,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -203,6 +216,24 @@ mod tests {
         for hostile in ["", "{}", "[]", "\u{0}", r#"{"event":3}"#] {
             assert!(parse(hostile.as_bytes()).is_err(), "{hostile}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_socket_on_which_nobody_listens_yet_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        // Bound and closed: the name is there, and connecting is refused.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let connecting = tokio::spawn({
+            let path = path.clone();
+            async move { connect(&path).await }
+        });
+        sleep(RETRY_PAUSE * 3).await;
+        assert!(!connecting.is_finished());
+        let ready = dir.path().join("ready");
+        let _listener = tokio::net::UnixListener::bind(&ready).unwrap();
+        std::fs::rename(&ready, &path).unwrap();
+        assert!(connecting.await.unwrap().is_ok());
     }
 
     #[tokio::test]
