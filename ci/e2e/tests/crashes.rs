@@ -64,6 +64,8 @@ fn an_engine_killed_mid_answer_fails_that_answer_only() {
     node.up_and_serving();
     let first = node.chat("What is Cocoon?");
     assert!(first.status.success(), "{}", describe(&first));
+    // The client has its receipt before the host has the record.
+    eventually("a record is stored", || node.records().len() == 1);
     let served = node.records().pop().expect("a record").voucher.voucher;
 
     // Hot enough not to end by itself before the kill arrives.
@@ -93,6 +95,7 @@ fn an_engine_killed_mid_answer_fails_that_answer_only() {
         last = Some(answer);
         back
     });
+    eventually("its record is stored", || node.records().len() == 2);
     let after = node.records().pop().expect("a record").voucher.voucher;
     assert_eq!(
         after.agent_key, served.agent_key,
