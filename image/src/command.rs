@@ -11,7 +11,8 @@ use std::{
 /// Lines of a failed program's output that the error repeats.
 const TAIL_LINES: usize = 20;
 /// Tools and the Debian package each comes in.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 14] = [
+    ("/usr/lib/apt/apt-helper", "apt"),
     ("apt-get", "apt"),
     ("bc", "bc"),
     ("bison", "bison"),

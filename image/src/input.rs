@@ -1,5 +1,5 @@
-//! Finds locked inputs: in a folder that the user names, in the cache, else through `apt-get download`.
-//! Where a file comes from does not matter, its hash does.
+//! Finds locked inputs: in a folder that the user names, in the cache, else in the pool of the system's
+//! configured Debian mirrors. Where a file comes from does not matter, its hash does.
 
 use std::{
     fs::{self, File},
@@ -47,9 +47,9 @@ pub enum InputError {
     },
     /// It is nowhere.
     #[error(
-        "{file} (SHA-256 {sha256}) is not at hand and `apt-get download {apt}` did not fetch it; put the file \
-         into {} or name its folder in COCOON_INPUTS (Debian's archive of old versions is \
-         https://snapshot.debian.org)",
+        "{file} (SHA-256 {sha256}) is not at hand and no configured Debian mirror has {pool}/{file}; put the \
+         file into {} or name its folder in COCOON_INPUTS (Debian's archive of old versions is \
+         https://snapshot.debian.org){reasons}",
         folder.display()
     )]
     Missing {
@@ -57,12 +57,12 @@ pub enum InputError {
         file: String,
         /// The locked hash.
         sha256: Digest32,
-        /// What apt-get was asked for.
-        apt: String,
+        /// Its folder on a mirror.
+        pool: String,
         /// Where it may be put.
-        folder: PathBuf,
-        /// What apt-get said.
-        source: Box<CommandError>,
+        folder: Box<Path>,
+        /// What each mirror answered, ready for printing.
+        reasons: Box<str>,
     },
 }
 
@@ -84,25 +84,55 @@ pub fn find(input: &LockedInput, given: Option<&Path>, cache: &Path) -> Result<P
 }
 
 /// Downloads into a folder of its own, so that an interrupted download leaves nothing under the final name.
+///
+/// A pool holds a file as long as any suite needs it, so this works on a system whose own suite does not have
+/// the package.
 fn download(input: &LockedInput, folder: &Path) -> Result<PathBuf, InputError> {
     let work = tempfile::Builder::new()
         .prefix(".download-")
         .tempdir_in(folder)
         .map_err(|source| unusable(folder, source))?;
-    let mut apt = Command::new("apt-get");
-    apt.args(["download", "-q", &input.apt]).current_dir(work.path());
-    command::run(&mut apt, None).map_err(|source| InputError::Missing {
-        file: input.file.clone(),
-        sha256: input.sha256,
-        apt: input.apt.clone(),
-        folder: folder.to_owned(),
-        source: Box::new(source),
-    })?;
     let fetched = work.path().join(&input.file);
+    let mut reasons = String::new();
+    let from_a_mirror = mirrors().unwrap_or_default().iter().any(|mirror| {
+        let failed = fetch(input, mirror, &fetched).err();
+        failed.iter().for_each(|error| reasons += &format!("\n{error}"));
+        failed.is_none()
+    });
+    if !from_a_mirror {
+        return Err(InputError::Missing {
+            file: input.file.clone(),
+            sha256: input.sha256,
+            pool: input.pool.clone(),
+            folder: folder.into(),
+            reasons: reasons.into(),
+        });
+    }
     check(input, &fetched)?;
     let path = folder.join(&input.file);
     fs::rename(&fetched, &path).map_err(|source| unusable(&path, source))?;
     Ok(path)
+}
+
+/// Base addresses of the configured mirrors, each ending in a slash.
+fn mirrors() -> Result<Vec<String>, CommandError> {
+    let mut apt = Command::new("apt-get");
+    let listed = command::run(apt.args(["indextargets", "--format", "$(REPO_URI)"]), None)?;
+    let mut mirrors: Vec<String> = listed.lines().map(str::to_owned).collect();
+    mirrors.sort();
+    mirrors.dedup();
+    Ok(mirrors)
+}
+
+/// apt's own downloader: it knows the system's proxies and checks the hash.
+fn fetch(input: &LockedInput, mirror: &str, to: &Path) -> Result<(), CommandError> {
+    let LockedInput {
+        pool, file, sha256, ..
+    } = input;
+    let mut apt = Command::new("/usr/lib/apt/apt-helper");
+    apt.arg("download-file").arg(format!("{mirror}{pool}/{file}"));
+    apt.arg(to).arg(format!("SHA256:{sha256}"));
+    command::run(&mut apt, None).map(|_| ())
 }
 
 fn check(input: &LockedInput, path: &Path) -> Result<(), InputError> {
@@ -147,7 +177,7 @@ mod tests {
             file: "cocoon-test-input_1_all.deb".into(),
             bytes: content.len() as u64,
             sha256: Digest32::of(content),
-            apt: "cocoon-test-input=1".into(),
+            pool: "pool/main/c/cocoon-test-input".into(),
         }
     }
 

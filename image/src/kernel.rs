@@ -285,7 +285,7 @@ mod tests {
             file: "cocoon-test-source.deb".into(),
             bytes: 1,
             sha256: Digest32::of(b"source"),
-            apt: "cocoon-test-source=1".into(),
+            pool: "pool/main/l/linux".into(),
         }
     }
 

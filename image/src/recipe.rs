@@ -94,8 +94,8 @@ pub struct LockedInput {
     pub bytes: u64,
     /// Of the whole file.
     pub sha256: Digest32,
-    /// `PACKAGE=VERSION` for `apt-get download`.
-    pub apt: String,
+    /// Its folder on a Debian mirror.
+    pub pool: String,
 }
 
 /// Why a recipe cannot be used.
