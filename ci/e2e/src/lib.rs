@@ -11,6 +11,8 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
 };
 
 use cocoon_protocol::{
@@ -19,6 +21,8 @@ use cocoon_protocol::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The account that the provider is paid at; any will do, it only receives.
 pub const PAYOUT_ADDRESS: &str = "0:00000000000000000000000000000000000000000000000000000000000e2e00";
@@ -62,6 +66,21 @@ impl Image {
     }
 }
 
+impl Image {
+    /// A copy of the image in another folder, to be tampered with; the model stays where it is.
+    pub fn copy_to(&self, dir: &Path) -> Self {
+        fs::create_dir(dir).expect("a folder for the copy");
+        let original = self.manifest.parent().expect("a manifest lies in a folder");
+        for entry in fs::read_dir(original).expect("the image's folder").flatten() {
+            fs::copy(entry.path(), dir.join(entry.file_name())).expect("copying the image");
+        }
+        Self {
+            manifest: dir.join("manifest.json"),
+            model: self.model.clone(),
+        }
+    }
+}
+
 /// One node with its configuration, wallet and policy in a folder of its own; stopped when dropped.
 #[derive(Debug)]
 pub struct Node {
@@ -94,8 +113,8 @@ impl Node {
         node
     }
 
-    /// Writes node.toml; `settlement` is added to its `[settlement]` section.
-    pub fn write_config(&self, image: &Image, settlement: &str) {
+    /// Writes node.toml; `more` is added to its `[settlement]` section, or opens further ones.
+    pub fn write_config(&self, image: &Image, more: &str) {
         let (manifest, model, port) = (image.manifest.display(), image.model.display(), self.port);
         let config = format!(
             "state_dir = \"state\"\nspec = \"launch.toml\"\n\
@@ -104,7 +123,7 @@ impl Node {
              [prices]\ninput_nano_per_kilotoken = 1000000000\noutput_nano_per_kilotoken = 3000000000\n\
              [limits]\ncontext_tokens_max = 256\noutput_tokens_max = 96\nrequests_max = 4\n\
              [listen]\naddress = \"127.0.0.1:{port}\"\n\
-             [settlement]\nnetwork = \"local\"\npayout_address = \"{PAYOUT_ADDRESS}\"\n{settlement}\n"
+             [settlement]\nnetwork = \"local\"\npayout_address = \"{PAYOUT_ADDRESS}\"\n{more}\n"
         );
         fs::write(self.path("node.toml"), config).expect("writing node.toml");
     }
@@ -149,6 +168,13 @@ impl Node {
     pub fn status(&self) -> Value {
         let output = self.succeed("cocoon-launch", ["status", "--config", "node.toml", "--json"]);
         serde_json::from_slice(&output.stdout).expect("status prints JSON")
+    }
+
+    /// What the provider's account holds, nanoTON.
+    pub fn balance_nano(&self) -> u64 {
+        self.status()["provider"]["balance_nano"]
+            .as_u64()
+            .expect("status tells the provider's balance")
     }
 
     /// `cocoon verify` with the policy in this file of the node's folder.
@@ -260,6 +286,18 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.down();
+    }
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+/// It is not within a minute, which is much longer than anything here takes.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -39,20 +39,12 @@ fn refused_by_client(tamper: impl FnOnce(&Path, &mut Value), register: &str) {
 
 /// Copies the image into the node's folder, lets `tamper` change it, and returns the copy.
 fn tampered(image: &Image, node: &Node, tamper: impl FnOnce(&Path, &mut Value)) -> Image {
-    let dir = node.path("tampered");
-    let original = image.manifest.parent().expect("a manifest lies in a folder");
-    fs::create_dir(&dir).expect("a folder for the copy");
-    for entry in fs::read_dir(original).expect("the image's folder").flatten() {
-        fs::copy(entry.path(), dir.join(entry.file_name())).expect("copying the image");
-    }
-    let manifest = dir.join("manifest.json");
-    let mut value: Value = serde_json::from_slice(&fs::read(&manifest).expect("the manifest")).expect("JSON");
-    tamper(&dir, &mut value);
-    fs::write(&manifest, value.to_string()).expect("writing the manifest");
-    Image {
-        manifest,
-        model: image.model.clone(),
-    }
+    let copy = image.copy_to(&node.path("tampered"));
+    let text = fs::read(&copy.manifest).expect("the manifest");
+    let mut value: Value = serde_json::from_slice(&text).expect("the manifest is JSON");
+    tamper(&node.path("tampered"), &mut value);
+    fs::write(&copy.manifest, value.to_string()).expect("writing the manifest");
+    copy
 }
 
 #[test]

@@ -1,22 +1,14 @@
 //! The whole way with a real guest: boot, verify, ask, pay, settle. One boot, many claims.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
-use cocoon_e2e::{Image, Node, describe};
+use cocoon_e2e::{Image, Node, describe, eventually};
 use cocoon_protocol::{SignedReceipt, host::UsageRecord};
-
-/// The chain is local; a settlement takes well under a second once it is sent.
-const SETTLEMENT_DEADLINE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_guest_is_booted_verified_asked_and_paid() {
     let Some(image) = Image::from_env() else { return };
     let node = Node::configure(&image);
     node.up_and_serving();
-    let before = balance_nano(&node);
+    let before = node.balance_nano();
 
     let verified = node.verify("policy.toml");
     assert!(verified.status.success(), "{}", describe(&verified));
@@ -35,7 +27,8 @@ fn a_guest_is_booted_verified_asked_and_paid() {
         "{receipt:?}"
     );
 
-    let after = wait_for(|| Some(balance_nano(&node)).filter(|after| *after > before));
+    eventually("the voucher is settled", || node.balance_nano() > before);
+    let after = node.balance_nano();
     let earned = after - before;
     assert!(
         earned <= receipt.served_nano,
@@ -50,6 +43,8 @@ fn a_guest_is_booted_verified_asked_and_paid() {
 
     replayed_voucher_moves_nothing(&node, after);
     a_policy_with_a_foreign_root_is_refused(&image, &node);
+    a_policy_for_other_firmware_is_refused(&node);
+    more_than_there_is_cannot_be_locked(&node);
 
     let down = node.down();
     assert!(down.status.success(), "{}", describe(&down));
@@ -88,18 +83,47 @@ fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
             "the replay moved money"
         );
     });
-    assert_eq!(balance_nano(node), balance);
+    assert_eq!(node.balance_nano(), balance);
+}
+
+/// The policy of an image with other firmware: the same in all but MRTD.
+fn a_policy_for_other_firmware_is_refused(node: &Node) {
+    let policy = std::fs::read_to_string(node.path("policy.toml")).expect("the policy");
+    let start = policy.find("mrtd").expect("a policy names MRTD");
+    let digit = start + policy[start..].find('"').expect("its value") + 1;
+    let other = if policy[digit..].starts_with('0') {
+        "1"
+    } else {
+        "0"
+    };
+    let wrong = [&policy[..digit], other, &policy[digit + 1..]].concat();
+    std::fs::write(node.path("wrong.toml"), wrong).expect("writing the policy");
+    refused(node, "wrong.toml", 10);
 }
 
 /// A root made elsewhere, by a provider who runs the same simulator.
 fn a_policy_with_a_foreign_root_is_refused(image: &Image, node: &Node) {
     let stranger = Node::configure(image);
     std::fs::copy(stranger.path("policy.toml"), node.path("foreign.toml")).expect("copying the policy");
-    let verified = node.verify("foreign.toml");
-    assert_eq!(verified.status.code(), Some(11), "{}", describe(&verified));
+    refused(node, "foreign.toml", 11);
+}
+
+/// Neither verified nor served.
+fn refused(node: &Node, policy: &str, exit_code: i32) {
     let records = node.records().len();
-    let asked = node.chat_with("foreign.toml", "What is Cocoon?");
-    assert_eq!(asked.status.code(), Some(11), "{}", describe(&asked));
+    for output in [node.verify(policy), node.chat_with(policy, "What is Cocoon?")] {
+        assert_eq!(output.status.code(), Some(exit_code), "{}", describe(&output));
+    }
+    assert_eq!(node.records().len(), records, "something was served");
+}
+
+/// The local chain's giver hands out at most 1000 TON.
+fn more_than_there_is_cannot_be_locked(node: &Node) {
+    std::fs::remove_file(node.path("wallet")).expect("removing the wallet");
+    let records = node.records().len();
+    let mut command = node.chat_command("policy.toml", "What is Cocoon?");
+    let asked = command.args(["--max-ton", "5000"]).output().expect("cocoon runs");
+    assert_eq!(asked.status.code(), Some(30), "{}", describe(&asked));
     assert!(asked.stdout.is_empty());
     assert_eq!(node.records().len(), records, "something was served");
 }
@@ -107,24 +131,4 @@ fn a_policy_with_a_foreign_root_is_refused(image: &Image, node: &Node) {
 fn receipt(node: &Node) -> SignedReceipt {
     let text = std::fs::read(node.path("receipt.json")).expect("chat wrote a receipt");
     serde_json::from_slice(&text).expect("the receipt is JSON")
-}
-
-fn balance_nano(node: &Node) -> u64 {
-    node.status()["provider"]["balance_nano"]
-        .as_u64()
-        .expect("status tells the provider's balance")
-}
-
-fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SETTLEMENT_DEADLINE;
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "nothing was settled within {SETTLEMENT_DEADLINE:?}"
-        );
-        thread::sleep(Duration::from_millis(200));
-    }
 }
