@@ -162,7 +162,8 @@ pub struct Config {
     pub network: Network,
     /// The provider's account.
     pub payout_address: AccountAddress,
-    /// How long a voucher may wait for later ones of its grant, so that one settlement pays for many answers.
+    /// How long a voucher may wait for later ones of its grant, so that one settlement pays for many answers. It
+    /// does not wait beyond its grant's expiry.
     pub settle_delay_s: u32,
     /// Where clients connect.
     pub listen: SocketAddr,

@@ -264,6 +264,7 @@ fn describe_settlement(settlement: &Settlement) -> String {
             minimum_nano,
         } => format!("waiting: {raise_nano} nanoTON, settles at {minimum_nano}"),
         Settlement::Failing { reason, attempts } => format!("failed {attempts} times, tried again: {reason}"),
+        Settlement::Closed { reason } => format!("closed: {reason}"),
     }
 }
 

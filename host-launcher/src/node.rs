@@ -183,7 +183,6 @@ impl Node {
             network: config.network.id(),
             payout_address: config.payout_address,
             prices: config.prices,
-            settle_delay_s: config.settle_delay_s,
         };
         let shared = Arc::new(Shared {
             url: format!("https://{address}"),
@@ -514,7 +513,7 @@ impl Shared {
         let provider = self.provider().await;
         let (records, mut claims) = self.settler.claims();
         let (served_nano, settled_nano) = totals(&claims);
-        claims.sort_by_key(|claim| claim.settlement == crate::settler::Settlement::Settled);
+        claims.sort_by_key(|claim| claim.settlement.is_final());
         claims.truncate(CLAIMS_MAX);
         let simulated = self.config.spec.platform == LaunchPlatform::Simulated;
         let state_dir = &self.config.state_dir;

@@ -23,14 +23,15 @@ use tokio::{
 use crate::{
     guest_socket::{GuestListener, GuestStream},
     journal::Journal,
-    settler::{Chain, Settler},
+    settler::{Chain, EXPIRY_LEAD, Settler},
 };
 
 /// The agent needs a handful of connections.
 const CONNECTIONS_MAX: usize = 32;
 
-/// The chain answers within this, or the client is told to try again.
-const CHAIN_LIMIT: Duration = Duration::from_secs(15);
+/// The chain answers within this, or the client is told to try again. Less than the 10 s after which the agent
+/// gives up on our answer: else the client would never hear why.
+const CHAIN_LIMIT: Duration = Duration::from_secs(8);
 
 /// A grant found on chain keeps its cap and expiry for ever, so this only bounds how stale "none" could get.
 const CREDIT_KEPT: Duration = Duration::from_secs(30);
@@ -38,8 +39,8 @@ const CREDIT_KEPT: Duration = Duration::from_secs(30);
 /// Answers kept at the same time.
 const CREDITS_MAX: usize = 4096;
 
-/// A grant that expires sooner than this after the settlement's delay may not be settled in time.
-const EXPIRY_MARGIN_S: u64 = 60;
+/// A grant that expires sooner is not served: what is asked for now has to end, and then to be settled.
+const EXPIRY_MARGIN_S: u64 = 120 + EXPIRY_LEAD.as_secs();
 
 /// What the guest reports about its boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,8 +88,6 @@ pub struct Terms {
     pub payout_address: cocoon_protocol::AccountAddress,
     /// At which prices.
     pub prices: Prices,
-    /// How long vouchers may wait.
-    pub settle_delay_s: u32,
 }
 
 impl<C: Chain> Services<C> {
@@ -204,6 +203,7 @@ impl<C: Chain> Services<C> {
         match timeout(CHAIN_LIMIT, self.chain.grant(signed.grant.contract, id)).await {
             Ok(Ok(Some(locked))) => match self.check(&locked, signed) {
                 Ok(nano) => {
+                    self.settler.learn_expiry(id, locked.expires_s);
                     self.keep_credit(id, nano);
                     FromHost::Credit {
                         nano,
@@ -239,12 +239,12 @@ impl<C: Chain> Services<C> {
     }
 
     fn check_expiry(&self, expires_s: u32) -> Result<(), String> {
-        let needed_s = u64::from(self.terms.settle_delay_s) + EXPIRY_MARGIN_S;
-        if u64::from(expires_s) > now_s() + needed_s {
+        if u64::from(expires_s) > now_s() + EXPIRY_MARGIN_S {
             return Ok(());
         }
         Err(format!(
-            "the grant expires in less than the {needed_s} s that settling may take; lock one that is valid longer"
+            "the grant expires in less than the {EXPIRY_MARGIN_S} s that serving and settling may take; lock one \
+             that is valid longer"
         ))
     }
 
@@ -286,6 +286,7 @@ mod tests {
         input_nano_per_kilotoken: 1,
         output_nano_per_kilotoken: 1,
     };
+    const DELAY: Duration = Duration::from_secs(3600);
     const PAYOUT: AccountAddress = AccountAddress(Digest32([3; 32]));
 
     #[derive(Clone)]
@@ -323,13 +324,12 @@ mod tests {
             endorsements: Box::new(|| Ok(b"collateral".to_vec())),
             boot: sender,
             journal: Arc::new(Mutex::new(journal)),
-            settler: Settler::new(PRICES, Duration::ZERO),
+            settler: Settler::new(PRICES, DELAY),
             chain,
             terms: Terms {
                 network: NetworkId::LOCAL,
                 payout_address: PAYOUT,
                 prices: PRICES,
-                settle_delay_s: 0,
             },
             credits: Mutex::default(),
         });
@@ -460,6 +460,28 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_expiry_of_a_grant_with_credit_is_known_to_the_settler() {
+        let ends_soon_s = u32::try_from(now_s() + EXPIRY_MARGIN_S + 60).unwrap();
+        for (expires_s, waits) in [(ends_soon_s, Duration::from_secs(180)), (u32::MAX, DELAY)] {
+            let chain = FixedChain(Ok(Some(GrantState {
+                expires_s,
+                ..locked()
+            })));
+            let mut fixture = start(chain).await;
+            let grant = signed_grant(expires_s);
+            let mut voucher = record(1, 1).voucher.voucher;
+            voucher.grant = grant.grant.id();
+            let mut record = record(1, 1);
+            record.voucher = voucher.sign(&SigningKey::from_bytes(&[1; 32]));
+            ask(&mut fixture.guest, ToHost::Credit { grant }).await;
+            ask(&mut fixture.guest, ToHost::Record { record }).await;
+            let due = fixture.services.settler.next_due().unwrap();
+            let now = Instant::now();
+            assert!(due <= now + waits && due + Duration::from_secs(60) > now + waits);
         }
     }
 

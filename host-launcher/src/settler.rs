@@ -2,6 +2,9 @@
 //!
 //! Vouchers are cumulative and the contract takes only growing ones, so settling again after a crash has no
 //! second effect; the journal is all that has to survive.
+//!
+//! A voucher is worth nothing once its grant has expired, so the configured delay ends before that. Whose expiry
+//! is not known, because it was served in an earlier run, is settled at once.
 
 use std::{
     collections::HashMap,
@@ -20,6 +23,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+use crate::services::now_s;
+
 /// Grants settled at the same time; a public liteserver takes so many requests without refusing.
 const PARALLEL_MAX: usize = 8;
 
@@ -28,6 +33,22 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(90);
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(300);
+
+/// So long before its grant expires a voucher is sent at the latest: time for a second attempt.
+pub const EXPIRY_LEAD: Duration = Duration::from_secs(2 * ATTEMPT_LIMIT.as_secs());
+
+/// Between attempts when a grant is about to expire.
+const RETRY_URGENT: Duration = Duration::from_secs(5);
+
+/// The chain's clock and ours differ by less; so long after its expiry a grant pays nothing for certain.
+const CLOCK_TOLERANCE_S: u64 = 600;
+
+/// Looks for a grant that the chain does not show, four minutes in all with the pauses between them: a
+/// liteserver that is behind has caught up by then.
+const LOOKS_MAX: u32 = 8;
+
+/// Expiries kept before those that have passed are forgotten.
+const EXPIRIES_MAX: usize = 4096;
 
 /// What is needed of a chain; a real one, or one that fails on purpose in tests.
 pub trait Chain: Clone + Send + Sync + 'static {
@@ -80,6 +101,18 @@ pub enum Settlement {
         /// How often it was tried.
         attempts: u32,
     },
+    /// Nothing more can be settled on this grant.
+    Closed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Settlement {
+    /// Nothing is left to be done, unless more is served on the grant.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Settled | Self::Closed { .. })
+    }
 }
 
 /// A grant's claim, for `status`.
@@ -101,6 +134,8 @@ pub struct Claim {
 
 struct Entry {
     newest: SignedVoucher,
+    /// The grant's, once the chain has told them; until then the node's.
+    prices: Prices,
     settled_nano: u64,
     settlement: Settlement,
     /// Not before this; `None` if nothing is to be done.
@@ -112,7 +147,33 @@ struct Entry {
 #[derive(Default)]
 struct Book {
     entries: HashMap<Digest32, Entry>,
+    /// When grants expire, seconds since 1970.
+    expiries: HashMap<Digest32, u32>,
     records: u64,
+    /// Since when nothing waits for its delay any more.
+    flushed: Option<Instant>,
+}
+
+impl Book {
+    /// When a claim on this grant is due that may wait so long.
+    fn due(&self, grant: &Digest32, wait: Duration) -> Instant {
+        match self.flushed {
+            Some(start) => start,
+            None => Instant::now() + wait.min(self.left(grant).unwrap_or_default()),
+        }
+    }
+
+    /// When a claim that failed is tried again.
+    fn retry(&self, grant: &Digest32, pause: Duration) -> Instant {
+        let left = self.left(grant).unwrap_or(pause);
+        Instant::now() + pause.min(left.max(RETRY_URGENT))
+    }
+
+    /// How long settling may still wait; `None` if the grant's expiry is not known.
+    fn left(&self, grant: &Digest32) -> Option<Duration> {
+        let expires = Duration::from_secs((*self.expiries.get(grant)?).into());
+        Some(expires.saturating_sub(Duration::from_secs(now_s()) + EXPIRY_LEAD))
+    }
 }
 
 /// The claims of one node. Cheap to clone.
@@ -143,17 +204,29 @@ impl Settler {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes note of when a grant expires, seconds since 1970: its vouchers are settled before, whatever the
+    /// delay.
+    pub fn learn_expiry(&self, grant: Digest32, expires_s: u32) {
+        let mut book = self.book();
+        if book.expiries.len() >= EXPIRIES_MAX {
+            let now_s = now_s();
+            book.expiries.retain(|_, expires_s| u64::from(*expires_s) > now_s);
+        }
+        book.expiries.insert(grant, expires_s);
+    }
+
     /// Takes up a record that is on disk.
     pub fn note(&self, record: &UsageRecord) {
         let voucher = &record.voucher;
         let mut book = self.book();
         book.records += 1;
-        let due = Some(Instant::now() + self.delay);
+        let due = Some(book.due(&voucher.voucher.grant, self.delay));
         let entry = book
             .entries
             .entry(voucher.voucher.grant)
             .or_insert_with(|| Entry {
                 newest: voucher.clone(),
+                prices: self.prices,
                 settled_nano: 0,
                 settlement: Settlement::Pending,
                 due,
@@ -179,7 +252,7 @@ impl Settler {
             grant: *grant,
             contract: entry.newest.voucher.contract,
             served: entry.newest.voucher.served,
-            served_nano: self.amount_nano(&entry.newest),
+            served_nano: amount_nano(entry.prices, &entry.newest),
             settled_nano: entry.settled_nano,
             settlement: match entry.in_flight {
                 true => Settlement::Sent,
@@ -189,12 +262,6 @@ impl Settler {
         let mut claims: Vec<Claim> = book.entries.iter().map(claim).collect();
         claims.sort_by_key(|claim| claim.grant);
         (book.records, claims)
-    }
-
-    fn amount_nano(&self, voucher: &SignedVoucher) -> u64 {
-        self.prices
-            .amount_nano(voucher.voucher.served)
-            .unwrap_or(u64::MAX)
     }
 
     /// Settles whatever is due, until it is dropped.
@@ -219,8 +286,13 @@ impl Settler {
     /// Tries once to settle everything that the contract takes now, whatever the delay, for at most `limit`.
     pub async fn flush(&self, limit: Duration) {
         let start = Instant::now();
-        for entry in self.book().entries.values_mut() {
-            entry.due = entry.due.map(|due| due.min(start));
+        {
+            let mut book = self.book();
+            // Also for what is served while an older voucher of its grant is on its way.
+            book.flushed = Some(start);
+            for entry in book.entries.values_mut() {
+                entry.due = entry.due.map(|due| due.min(start));
+            }
         }
         self.changed.notify_one();
         let tried = async {
@@ -240,7 +312,7 @@ impl Settler {
         }
     }
 
-    fn next_due(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         self.book().entries.values().filter_map(|entry| entry.due).min()
     }
 
@@ -258,52 +330,68 @@ impl Settler {
     }
 
     async fn attempt(&self, chain: &impl Chain, voucher: SignedVoucher) {
-        let amount_nano = self.amount_nano(&voucher);
-        let outcome = match timeout(ATTEMPT_LIMIT, settle(chain, &voucher, amount_nano)).await {
+        let grant = voucher.voucher.grant;
+        let outcome = match timeout(ATTEMPT_LIMIT, settle(chain, &voucher)).await {
             Ok(outcome) => outcome,
             Err(_) => Outcome::Failed(format!("no result after {} s", ATTEMPT_LIMIT.as_secs())),
         };
-        if let Some(entry) = self.book().entries.get_mut(&voucher.voucher.grant) {
-            entry.conclude(outcome, self.retry_first);
-            if entry.due.is_none() && is_newer(&voucher, &entry.newest) {
-                entry.settlement = Settlement::Pending;
-                entry.due = Some(Instant::now() + self.delay);
-            }
+        if let Outcome::Locked { locked, .. } = &outcome {
+            self.learn_expiry(grant, locked.expires_s);
         }
+        self.conclude(&grant, &voucher, outcome);
         self.attempted.notify_waiters();
     }
-}
 
-impl Entry {
-    fn conclude(&mut self, outcome: Outcome, retry_first: Duration) {
-        self.in_flight = false;
-        let failures = std::mem::take(&mut self.failures);
-        match outcome {
-            Outcome::Settled { settled_nano } => {
-                self.settled_nano = settled_nano;
-                self.settlement = Settlement::Settled;
+    fn conclude(&self, grant: &Digest32, tried: &SignedVoucher, outcome: Outcome) {
+        let mut book = self.book();
+        let expired = book
+            .expiries
+            .get(grant)
+            .is_some_and(|expires_s| is_past(*expires_s));
+        let Some(entry) = book.entries.get_mut(grant) else {
+            return;
+        };
+        entry.in_flight = false;
+        let failures = std::mem::take(&mut entry.failures);
+        let failed = match outcome {
+            Outcome::Locked { locked, settlement } => {
+                entry.settled_nano = locked.paid_nano;
+                entry.prices = locked.prices;
+                match settlement {
+                    Ok(settlement) => {
+                        entry.settlement = settlement;
+                        None
+                    }
+                    Err(reason) => Some(reason),
+                }
             }
-            Outcome::TooLittle {
-                settled_nano,
-                raise_nano,
-                minimum_nano,
-            } => {
-                self.settled_nano = settled_nano;
-                self.settlement = Settlement::Waiting {
-                    raise_nano,
-                    minimum_nano,
+            Outcome::Gone if expired || failures + 1 >= LOOKS_MAX => {
+                let reason = "the deposit has no such grant any more: it expired and its rest was released";
+                entry.settlement = Settlement::Closed {
+                    reason: reason.into(),
                 };
+                None
             }
-            Outcome::Failed(reason) => {
-                let grant = self.newest.voucher.grant;
-                tracing::warn!(%grant, reason, "a voucher could not be settled; it is tried again");
-                self.failures = failures.saturating_add(1);
-                self.settlement = Settlement::Failing {
-                    reason,
-                    attempts: self.failures,
-                };
-                self.due = Some(Instant::now() + back_off(retry_first, failures));
-            }
+            Outcome::Gone => Some("the deposit shows no such grant".into()),
+            Outcome::Failed(reason) => Some(reason),
+        };
+        let newer = is_newer(tried, &entry.newest);
+        let due = if let Some(reason) = failed {
+            tracing::warn!(%grant, reason, "a voucher could not be settled; it is tried again");
+            entry.failures = failures.saturating_add(1);
+            entry.settlement = Settlement::Failing {
+                reason,
+                attempts: entry.failures,
+            };
+            Some(book.retry(grant, back_off(self.retry_first, failures)))
+        } else if newer {
+            entry.settlement = Settlement::Pending;
+            Some(book.due(grant, self.delay))
+        } else {
+            None
+        };
+        if let Some(entry) = book.entries.get_mut(grant) {
+            entry.due = due;
         }
     }
 }
@@ -325,48 +413,67 @@ fn back_off(first: Duration, attempts: u32) -> Duration {
         .min(RETRY_LAST)
 }
 
+/// What an attempt has shown.
 enum Outcome {
-    Settled {
-        settled_nano: u64,
+    /// The grant, and how far its voucher is, or why it could not be settled.
+    Locked {
+        locked: GrantState,
+        settlement: Result<Settlement, String>,
     },
-    TooLittle {
-        settled_nano: u64,
-        raise_nano: u64,
-        minimum_nano: u64,
-    },
+    /// The deposit has no such grant.
+    Gone,
+    /// The chain could not be asked.
     Failed(String),
 }
 
-async fn settle(chain: &impl Chain, voucher: &SignedVoucher, amount_nano: u64) -> Outcome {
+async fn settle(chain: &impl Chain, voucher: &SignedVoucher) -> Outcome {
     let claimed = &voucher.voucher;
     let locked = match chain.grant(claimed.contract, claimed.grant).await {
         Ok(Some(locked)) => locked,
-        Ok(None) => {
-            let reason = "the deposit has no such grant: it expired and was released, or was never locked";
-            return Outcome::Failed(reason.into());
-        }
+        Ok(None) => return Outcome::Gone,
         Err(error) => return Outcome::Failed(chain_of(error)),
     };
     let (shown, wanted) = (locked.served, claimed.served);
-    if shown.input >= wanted.input && shown.output >= wanted.output {
-        return Outcome::Settled {
-            settled_nano: locked.paid_nano,
-        };
-    }
-    let raise_nano = amount_nano.min(locked.cap_nano).saturating_sub(locked.paid_nano);
-    if raise_nano < settle_minimum_nano() {
-        return Outcome::TooLittle {
-            settled_nano: locked.paid_nano,
+    // At the grant's own prices: those in node.toml may have changed since.
+    let raise_nano = amount_nano(locked.prices, voucher)
+        .min(locked.cap_nano)
+        .saturating_sub(locked.paid_nano);
+    let minimum_nano = settle_minimum_nano();
+    let settlement = if shown.input >= wanted.input && shown.output >= wanted.output {
+        Settlement::Settled
+    } else if is_past(locked.expires_s) {
+        Settlement::Closed {
+            reason: format!("the grant expired with {raise_nano} nanoTON unpaid"),
+        }
+    } else if raise_nano < minimum_nano {
+        Settlement::Waiting {
             raise_nano,
-            minimum_nano: settle_minimum_nano(),
+            minimum_nano,
+        }
+    } else {
+        return match chain.settle(voucher).await {
+            Ok(locked) => Outcome::Locked {
+                locked,
+                settlement: Ok(Settlement::Settled),
+            },
+            Err(error) => Outcome::Locked {
+                locked,
+                settlement: Err(chain_of(error)),
+            },
         };
+    };
+    Outcome::Locked {
+        locked,
+        settlement: Ok(settlement),
     }
-    match chain.settle(voucher).await {
-        Ok(state) => Outcome::Settled {
-            settled_nano: state.paid_nano,
-        },
-        Err(error) => Outcome::Failed(chain_of(error)),
-    }
+}
+
+fn amount_nano(prices: Prices, voucher: &SignedVoucher) -> u64 {
+    prices.amount_nano(voucher.voucher.served).unwrap_or(u64::MAX)
+}
+
+fn is_past(expires_s: u32) -> bool {
+    u64::from(expires_s) + CLOCK_TOLERANCE_S < now_s()
 }
 
 fn chain_of(error: ChainError) -> String {
@@ -376,6 +483,7 @@ fn chain_of(error: ChainError) -> String {
 #[cfg(test)]
 mod tests {
     use cocoon_protocol::Prices;
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::journal::tests::record;
@@ -385,6 +493,13 @@ mod tests {
         output_nano_per_kilotoken: 4_000_000_000,
     };
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// That of [`record`].
+    fn grant() -> Digest32 {
+        record(1, 1).voucher.voucher.grant
+    }
+
     /// A chain that holds one grant, and fails so many times before it works.
     #[derive(Clone)]
     struct FakeChain(Arc<Mutex<FakeState>>);
@@ -393,6 +508,8 @@ mod tests {
         grant: Option<GrantState>,
         failures: u32,
         settled: Vec<u64>,
+        /// A settlement waits for a permit of this.
+        gate: Arc<Semaphore>,
     }
 
     impl FakeChain {
@@ -410,7 +527,12 @@ mod tests {
                 grant: Some(grant),
                 failures,
                 settled: vec![],
+                gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             })))
+        }
+
+        fn change(&self, change: impl FnOnce(&mut GrantState)) {
+            change(self.0.lock().unwrap().grant.as_mut().unwrap());
         }
 
         fn settled(&self) -> Vec<u64> {
@@ -424,6 +546,8 @@ mod tests {
         }
 
         async fn settle(&self, voucher: &SignedVoucher) -> Result<GrantState, ChainError> {
+            let gate = self.0.lock().unwrap().gate.clone();
+            gate.acquire().await.unwrap().forget();
             let mut state = self.0.lock().unwrap();
             if state.failures > 0 {
                 state.failures -= 1;
@@ -432,7 +556,8 @@ mod tests {
                     last: "no answer".into(),
                 });
             }
-            let amount = PRICES.amount_nano(voucher.voucher.served).unwrap();
+            let prices = state.grant.as_ref().unwrap().prices;
+            let amount = prices.amount_nano(voucher.voucher.served).unwrap();
             state.settled.push(amount);
             let grant = state.grant.as_mut().unwrap();
             (grant.served, grant.paid_nano) = (voucher.voucher.served, amount);
@@ -451,9 +576,13 @@ mod tests {
             let (settler, chain) = (settler.clone(), chain.clone());
             async move { settler.run(chain).await }
         });
-        while !condition(&only_claim(settler).settlement) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let reached = async {
+            while !condition(&only_claim(settler).settlement) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let reached = timeout(Duration::from_secs(20), reached).await;
+        assert!(reached.is_ok(), "still {:?}", only_claim(settler).settlement);
         running.abort();
         let _ = running.await;
     }
@@ -529,8 +658,104 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_voucher_is_settled_before_its_grant_expires_whatever_the_delay() {
+        let settler = Settler::new(PRICES, HOUR);
+        let lead_s = EXPIRY_LEAD.as_secs();
+        settler.learn_expiry(grant(), u32::try_from(now_s() + lead_s).unwrap());
+        settler.note(&record(1, 1));
+        run_until(&settler, &FakeChain::new(0), is_settled).await;
+        // A minute before that, it still waits for later ones.
+        let settler = Settler::new(PRICES, HOUR);
+        settler.learn_expiry(grant(), u32::try_from(now_s() + lead_s + 60).unwrap());
+        settler.note(&record(1, 1));
+        let due = settler.next_due().unwrap();
+        let now = Instant::now();
+        assert!(due > now && due <= now + Duration::from_secs(60));
+    }
+
+    #[tokio::test]
+    async fn a_claim_of_an_earlier_run_does_not_wait() {
+        let settler = Settler::new(PRICES, HOUR);
+        settler.note(&record(1, 1));
+        run_until(&settler, &FakeChain::new(0), is_settled).await;
+    }
+
+    #[tokio::test]
+    async fn a_voucher_of_a_grant_at_former_prices_is_settled() {
+        let cheaper = Prices {
+            input_nano_per_kilotoken: 1,
+            output_nano_per_kilotoken: 1,
+        };
+        let settler = Settler::new(cheaper, Duration::ZERO);
+        settler.note(&record(1, 1));
+        let chain = FakeChain::new(0);
+        run_until(&settler, &chain, is_settled).await;
+        let owed = PRICES.amount_nano(record(1, 1).voucher.voucher.served).unwrap();
+        assert_eq!(chain.settled(), [owed]);
+        assert_eq!(only_claim(&settler).served_nano, owed);
+    }
+
+    #[tokio::test]
+    async fn a_claim_on_an_expired_or_released_grant_is_closed_and_not_tried_for_ever() {
+        let closed = |settlement: &Settlement| matches!(settlement, Settlement::Closed { .. });
+        let expired = FakeChain::new(0);
+        expired.change(|grant| grant.expires_s = 1_000);
+        let released = FakeChain::new(0);
+        released.0.lock().unwrap().grant = None;
+        for chain in [expired, released] {
+            let mut settler = Settler::new(PRICES, Duration::ZERO);
+            settler.retry_first = Duration::from_millis(1);
+            settler.note(&record(1, 1));
+            run_until(&settler, &chain, closed).await;
+            assert_eq!(settler.next_due(), None);
+            assert!(chain.settled().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flush_settles_what_was_served_while_an_older_voucher_was_on_its_way() {
+        let settler = Settler::new(PRICES, HOUR);
+        settler.learn_expiry(grant(), u32::MAX);
+        let chain = FakeChain::new(0);
+        let gate = Arc::new(Semaphore::new(0));
+        chain.0.lock().unwrap().gate = gate.clone();
+        let running = tokio::spawn({
+            let (settler, chain) = (settler.clone(), chain.clone());
+            async move { settler.run(chain).await }
+        });
+        settler.note(&record(1, 1));
+        let flushing = tokio::spawn({
+            let settler = settler.clone();
+            async move { settler.flush(Duration::from_secs(20)).await }
+        });
+        while only_claim(&settler).settlement != Settlement::Sent {
+            tokio::task::yield_now().await;
+        }
+        settler.note(&record(1, 2));
+        gate.add_permits(2);
+        flushing.await.unwrap();
+        assert_eq!(chain.settled().len(), 2);
+        running.abort();
+    }
+
+    #[test]
+    fn a_retry_is_not_put_off_beyond_the_expiry() {
+        let settler = Settler::new(PRICES, HOUR);
+        let waits = |left_s: u64| {
+            let expires_s = now_s() + EXPIRY_LEAD.as_secs() + left_s;
+            settler.learn_expiry(grant(), u32::try_from(expires_s).unwrap());
+            let retry = settler.book().retry(&grant(), RETRY_LAST);
+            retry.saturating_duration_since(Instant::now())
+        };
+        assert!(waits(100) <= Duration::from_secs(100));
+        assert!(waits(0) <= RETRY_URGENT && waits(0) > Duration::ZERO);
+        assert!(waits(10_000) > RETRY_LAST / 2);
+    }
+
+    #[tokio::test]
     async fn a_flush_does_not_wait_for_the_delay() {
-        let settler = Settler::new(PRICES, Duration::from_secs(3600));
+        let settler = Settler::new(PRICES, HOUR);
+        settler.learn_expiry(grant(), u32::MAX);
         settler.note(&record(1, 1));
         let chain = FakeChain::new(0);
         let running = tokio::spawn({
