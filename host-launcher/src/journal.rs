@@ -2,8 +2,8 @@
 //! disk, because from then on the host alone has it.
 //!
 //! One entry a line: `length sha256 json`. Entries are written one at a time, each synced before the next, so
-//! a crash can tear the last one only: that tail is cut at the next start. Damage anywhere else is not a
-//! crash's and is reported instead of being cut.
+//! a crash can tear the last one only: that tail is cut at the next start. Any other damage is not a crash's,
+//! nor is an entry that is intact and cannot be understood: both are reported instead of being cut.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,16 +35,30 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    /// An entry that is followed by intact ones is damaged.
+    /// An entry that is not the last one is damaged.
     #[error(
-        "the usage journal {path} is damaged in line {line}, and not at its end as after a crash; it holds \
-         what clients owe, so nothing was changed: restore it, or move it away to start an empty one"
+        "the usage journal {path} is damaged in line {line}, and not only at its end as after a crash; it \
+         holds what clients owe, so nothing was changed: restore it, or move it away to start an empty one"
     )]
     Damaged {
         /// The journal.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
+    },
+    /// An entry is whole, and no record of this version.
+    #[error(
+        "line {line} of the usage journal {path} is intact, but was written by another version; it holds what \
+         clients owe, so nothing was changed: start that version, or move the journal away to start an empty one"
+    )]
+    Foreign {
+        /// The journal.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
     },
 }
 
@@ -272,16 +286,14 @@ fn encode(record: &UsageRecord) -> Vec<u8> {
     entry
 }
 
-/// One line with its line feed; `None` if it is not a whole, intact entry.
-fn decode(line: &[u8]) -> Option<UsageRecord> {
+/// One line with its line feed; `None` if it is not a whole, intact entry, the inner error if that is no record.
+fn decode(line: &[u8]) -> Option<Result<UsageRecord, serde_json::Error>> {
     let line = line.strip_suffix(b"\n")?;
     let mut parts = line.splitn(3, |byte| *byte == b' ');
     let length: usize = str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let digest: Digest32 = str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let json = parts.next()?;
-    (json.len() == length && Digest32::of(json) == digest)
-        .then(|| serde_json::from_slice(json).ok())
-        .flatten()
+    (json.len() == length && Digest32::of(json) == digest).then(|| serde_json::from_slice(json))
 }
 
 /// Every intact record and the length that they take up.
@@ -301,19 +313,26 @@ fn read_entries(path: &Path, file: &File) -> Result<(Vec<UsageRecord>, u64), Ope
         if bytes == 0 {
             break;
         }
-        match (decode(&line), bad_line) {
-            (Some(record), None) => {
+        // A crash tears one entry: nothing can follow it.
+        if let Some(line) = bad_line {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                line,
+            });
+        }
+        match decode(&line) {
+            Some(Ok(record)) => {
                 length += bytes as u64;
                 records.push(record);
             }
-            (None, None) => bad_line = Some(line_number),
-            (None, Some(_)) => {}
-            (Some(_), Some(line)) => {
-                return Err(OpenError::Damaged {
+            Some(Err(source)) => {
+                return Err(OpenError::Foreign {
                     path: path.to_owned(),
-                    line,
+                    line: line_number,
+                    source,
                 });
             }
+            None => bad_line = Some(line_number),
         }
     }
     Ok((records, length))
@@ -411,6 +430,42 @@ pub(crate) mod tests {
             Err(OpenError::Damaged { line: 1, .. })
         ));
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn two_damaged_entries_at_the_end_are_no_crash_and_are_not_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        filled(&path, 3);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let second = bytes.len() / 3 + 100;
+        let third = bytes.len() - 100;
+        bytes[second] ^= 1;
+        bytes[third] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(matches!(
+            Journal::open(&path),
+            Err(OpenError::Damaged { line: 2, .. })
+        ));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn records_of_another_version_are_not_taken_for_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let json = br#"{"number":1,"written_by":"a later version"}"#;
+        let entry = format!("{} {} ", json.len(), Digest32::of(json));
+        let bytes = [entry.as_bytes(), json, b"\n"].concat();
+        for entries in [1, 2] {
+            let bytes = bytes.repeat(entries);
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(matches!(
+                Journal::open(&path),
+                Err(OpenError::Foreign { line: 1, .. })
+            ));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
     }
 
     #[test]
