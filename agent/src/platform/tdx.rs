@@ -23,6 +23,13 @@ const PROVIDER: &str = "tdx_guest";
 /// The kernel's own limit on an outblob is 32 KiB.
 const QUOTE_BYTES_MAX: usize = 32 * 1024;
 
+/// Of a quote's header, and of the TD report that follows it in version 4 (Intel TDX DCAP Quote Generation
+/// Library, "Quote format version 4" and "5").
+const HEADER_BYTES: usize = 48;
+const TD_REPORT_BYTES: usize = 584;
+/// In version 5 the header is followed by the body's type and length.
+const BODY_TYPE_BYTES: usize = 2;
+
 /// The quoting enclave serves one request at a time for the whole machine.
 const BUSY_RETRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
@@ -106,13 +113,46 @@ impl Paths {
         match quote.len() {
             0 => Err(io::Error::other("the quote is empty")),
             bytes if bytes > QUOTE_BYTES_MAX => Err(io::Error::other(format!("the quote has {bytes} bytes"))),
-            _ => Ok(quote),
+            _ => without_padding(quote),
         }
     }
 
     fn generation(&self) -> io::Result<String> {
         fs::read_to_string(self.report.join("generation"))
     }
+}
+
+/// The quote without the zeros that some quote generation services put behind it: verifiers refuse bytes that no
+/// field accounts for. The quote came through the host, so its lengths may lie; then it is no quote.
+fn without_padding(mut quote: Vec<u8>) -> io::Result<Vec<u8>> {
+    let length = length(&quote).filter(|length| *length <= quote.len());
+    let length =
+        length.ok_or_else(|| io::Error::other("the quote is cut, or of another version than 4 and 5"))?;
+    if quote[length..].iter().any(|byte| *byte != 0) {
+        let more = quote.len() - length;
+        return Err(io::Error::other(format!(
+            "{more} bytes follow the quote, and not all are zero"
+        )));
+    }
+    quote.truncate(length);
+    Ok(quote)
+}
+
+/// What the quote's own fields say.
+fn length(quote: &[u8]) -> Option<usize> {
+    let u32_at = |at: usize| {
+        let bytes = quote.get(at..at.checked_add(4)?)?;
+        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
+    };
+    let signed = match quote.get(..2)? {
+        [4, 0] => HEADER_BYTES + TD_REPORT_BYTES,
+        [5, 0] => {
+            let size_at = HEADER_BYTES + BODY_TYPE_BYTES;
+            u32_at(size_at)?.checked_add(size_at + 4)?
+        }
+        _ => return None,
+    };
+    signed.checked_add(4)?.checked_add(u32_at(signed)?)
 }
 
 fn retry_busy<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -143,8 +183,26 @@ mod tests {
         fs::write(sys.path().join(MEASUREMENTS).join(RTMR3), []).unwrap();
         fs::write(report.join("provider"), provider).unwrap();
         fs::write(report.join("generation"), "1\n").unwrap();
-        fs::write(report.join("outblob"), b"a quote").unwrap();
+        fs::write(report.join("outblob"), quote(4)).unwrap();
         sys
+    }
+
+    /// A quote of this version as far as its lengths go: body, and 300 bytes of signature data.
+    fn quote(version: u8) -> Vec<u8> {
+        let mut quote = vec![0; HEADER_BYTES];
+        quote[0] = version;
+        let body_bytes = match version {
+            5 => TD_REPORT_BYTES + 64,
+            _ => TD_REPORT_BYTES,
+        };
+        if version == 5 {
+            quote.extend(3u16.to_le_bytes());
+            quote.extend((body_bytes as u32).to_le_bytes());
+        }
+        quote.extend(vec![0xbb; body_bytes]);
+        quote.extend(300u32.to_le_bytes());
+        quote.extend(vec![0xcc; 300]);
+        quote
     }
 
     #[tokio::test]
@@ -157,9 +215,39 @@ mod tests {
         let register = sys.path().join(MEASUREMENTS).join(RTMR3);
         assert_eq!(fs::read(register).unwrap(), digest.as_bytes());
 
-        assert_eq!(tdx.quote(ReportData([7; 64])).await.unwrap(), b"a quote");
+        assert_eq!(tdx.quote(ReportData([7; 64])).await.unwrap(), quote(4));
         let inblob = sys.path().join(REPORTS).join("cocoon/inblob");
         assert_eq!(fs::read(inblob).unwrap(), [7; 64]);
+    }
+
+    #[tokio::test]
+    async fn the_zeros_behind_a_quote_are_cut_off() {
+        for version in [4, 5] {
+            let sys = fake_sys(PROVIDER);
+            let padded = [quote(version), vec![0; 3000]].concat();
+            fs::write(sys.path().join(REPORTS).join("cocoon/outblob"), padded).unwrap();
+            let trimmed = Tdx::new(sys.path()).quote(ReportData([0; 64])).await.unwrap();
+            assert_eq!(trimmed, quote(version), "version {version}");
+        }
+    }
+
+    #[test]
+    fn a_quote_that_lies_about_its_length_is_refused() {
+        for version in [4, 5] {
+            let whole = quote(version);
+            for cut in 0..whole.len() {
+                assert!(
+                    without_padding(whole[..cut].to_vec()).is_err(),
+                    "{version} cut at {cut}"
+                );
+            }
+            assert!(without_padding([whole.clone(), vec![0, 1]].concat()).is_err());
+            let length_at = whole.len() - 304;
+            let mut giant = whole;
+            giant[length_at..length_at + 4].fill(0xff);
+            assert!(without_padding(giant).is_err());
+        }
+        assert!(without_padding(quote(3)).is_err());
     }
 
     #[tokio::test]
