@@ -32,10 +32,9 @@ use crate::{
 const PIECES_MAX: usize = 16;
 /// A client that takes nothing for this long has gone.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(30);
-/// Between two events of one request; a long prompt on a CPU is read in one go.
+/// Between two events of one request, a cancelled one too: an engine looks at messages between two turns, and a
+/// turn on a CPU is long. Shorter for cancellations, a client could end the engine for all by leaving.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(300);
-/// From a cancellation to the engine's last event.
-const CANCEL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A request on its way.
 pub(crate) struct Job {
@@ -70,9 +69,8 @@ async fn drive(mut job: Job, client: mpsc::Sender<Piece>) {
     let mut answer = String::new();
     let mut gone = false;
     let last = loop {
-        let deadline = if gone { CANCEL_DEADLINE } else { ENGINE_DEADLINE };
         let event = tokio::select! {
-            event = timeout(deadline, job.running.next()) => event,
+            event = timeout(ENGINE_DEADLINE, job.running.next()) => event,
             () = client.closed(), if !gone => {
                 gone = true;
                 job.running.cancel();

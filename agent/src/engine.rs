@@ -143,7 +143,7 @@ impl Engine {
     /// Kills the child, as a crash would.
     #[cfg(feature = "simulated")]
     pub fn kill_child(&self) {
-        self.0.restart.notify_one();
+        self.0.restart.notify_waiters();
     }
 
     /// Follows the child's life.
@@ -200,7 +200,9 @@ impl Running {
 
     /// Ends the child, because it does not answer any more.
     pub fn give_up(&self) {
-        self.engine.restart.notify_one();
+        // Only for the child that runs now: several requests give up at once, and the second must not end the
+        // next child.
+        self.engine.restart.notify_waiters();
     }
 }
 
@@ -261,6 +263,8 @@ async fn run_child(shared: &Arc<Shared>, spawn: &dyn Spawn) -> String {
     };
     info!(target: EXPORT, "the engine loaded the model in {elapsed_ms} ms");
     let (sender, mut commands) = mpsc::channel(COMMANDS_MAX);
+    // Made before the first request can give up, so that none is missed.
+    let restart = shared.restart.notified();
     shared.lock().commands = Some(sender);
     shared.status.send_replace(Status::Loaded { elapsed_ms });
     let write = async {
@@ -280,7 +284,7 @@ async fn run_child(shared: &Arc<Shared>, spawn: &dyn Spawn) -> String {
     let reason = tokio::select! {
         result = read => result.err().unwrap_or_default(),
         result = write => format!("writing to it: {result:?}"),
-        () = shared.restart.notified() => "it stopped answering".into(),
+        () = restart => "it stopped answering".into(),
     };
     drop(guard);
     reason
@@ -345,6 +349,8 @@ fn rule(about: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     fn state() -> (State, mpsc::Receiver<Event>) {
@@ -400,6 +406,74 @@ mod tests {
         assert!(state.deliver(text(2, "x", 1)).is_err());
         state.deliver(finished(1, 1)).unwrap();
         assert!(state.deliver(finished(1, 1)).is_err());
+    }
+
+    /// Loads, then answers `Finished` to whoever asks for one token and nothing to the others.
+    #[derive(Default)]
+    struct Mute {
+        starts: AtomicU32,
+    }
+
+    impl Spawn for Mute {
+        fn spawn(&self) -> io::Result<EngineProcess> {
+            self.starts.fetch_add(1, Ordering::SeqCst);
+            let (socket, mut theirs) = UnixStream::pair()?;
+            tokio::spawn(async move {
+                while let Ok(message) = read_frame_async(&mut theirs).await {
+                    let reply = match message {
+                        ToEngine::Load { .. } => FromEngine::Loaded { elapsed_ms: 1 },
+                        ToEngine::Generate { id, sampling, .. } if sampling.output_tokens_max == 1 => {
+                            FromEngine::Finished {
+                                id,
+                                reason: FinishReason::Stop,
+                                tokens: TokenCounts { input: 1, output: 1 },
+                            }
+                        }
+                        _ => continue,
+                    };
+                    write_frame_async(&mut theirs, &reply).await.unwrap();
+                }
+            });
+            Ok(EngineProcess {
+                socket,
+                guard: Box::new(()),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn two_requests_that_give_up_at_once_end_one_child_and_not_the_next() {
+        let mute = Arc::new(Mute::default());
+        let engine = Engine::start(Arc::clone(&mute) as Arc<dyn Spawn>);
+        let limits = Limits {
+            context_tokens_max: 16,
+            output_tokens_max: 4,
+            requests_max: 4,
+        };
+        engine.load("/model", cocoon_protocol::NumericProfile::F32, limits);
+        let mut status = engine.status();
+        let ask = |output_tokens_max| {
+            let sampling = Sampling {
+                output_tokens_max,
+                temperature: 0.0,
+                top_p: 1.0,
+                seed: 0,
+                stop: vec![],
+            };
+            engine.generate(vec![], sampling)
+        };
+        let loaded = |status: &Status| matches!(status, Status::Loaded { .. });
+        status.wait_for(loaded).await.unwrap();
+        let (mut one, mut two) = (ask(2).unwrap(), ask(2).unwrap());
+        one.give_up();
+        two.give_up();
+        assert!(matches!(one.next().await, Event::Failed(Fault::Engine, _)));
+        assert!(matches!(two.next().await, Event::Failed(Fault::Engine, _)));
+
+        status.wait_for(|status| !loaded(status)).await.unwrap();
+        status.wait_for(loaded).await.unwrap();
+        assert!(matches!(ask(1).unwrap().next().await, Event::Finished(..)));
+        assert_eq!(mute.starts.load(Ordering::SeqCst), 2);
     }
 
     #[test]
