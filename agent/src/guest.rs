@@ -57,6 +57,7 @@ pub async fn run(
         Arc::clone(&launch),
         Arc::clone(&host),
         Arc::clone(&outbox),
+        deadlines.credit,
     ));
     let usage_key = meter.usage_key();
     let identity = Identity::generate(&attestor, &usage_key).await?;

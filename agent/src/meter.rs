@@ -3,7 +3,8 @@
 //! One account for each grant, whatever the number of connections bound to it. A request is admitted only if
 //! the price of everything served, everything running at its worst case and this request at its worst case is
 //! within the grant's line of credit, so the sum of all vouchers never exceeds it. The host's word on credit
-//! is believed only up to the grant's cap: by overstating it the host cheats itself.
+//! is believed only up to the grant's cap: by overstating it the host cheats itself. It is asked again from time
+//! to time, because the host gives no credit on a grant that expires before a voucher can be settled.
 
 use std::{
     collections::HashMap,
@@ -18,6 +19,7 @@ use cocoon_protocol::{
     host::{FromHost, ToHost, UsageRecord},
 };
 use ed25519_dalek::SigningKey;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     host::HostClient,
@@ -28,6 +30,10 @@ use crate::{
 const ACCOUNTS_MAX: usize = 65_536;
 
 const CREDIT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Grants without an account that the host is asked about at the same time. Anybody can make up a grant, and each
+/// costs the host a look at the chain; those who pay must not wait behind them.
+const STRANGERS_ASKED_MAX: usize = 8;
 
 /// Why a grant or a request is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +92,8 @@ pub struct Meter {
     launch: Arc<LaunchDocument>,
     host: Arc<HostClient>,
     outbox: Arc<Outbox>,
+    credit_kept: Duration,
+    strangers: Semaphore,
     book: Mutex<Book>,
 }
 
@@ -99,6 +107,7 @@ struct Book {
 struct Account {
     grant: SignedGrant,
     credit_nano: u64,
+    asked: Instant,
     served: TokenCounts,
     reserved: TokenCounts,
 }
@@ -123,18 +132,21 @@ pub struct Reservation {
 }
 
 impl Meter {
-    /// No accounts yet.
+    /// No accounts yet. The host's word on credit is used for `credit_kept`, then it is asked again.
     pub fn new(
         key: SigningKey,
         launch: Arc<LaunchDocument>,
         host: Arc<HostClient>,
         outbox: Arc<Outbox>,
+        credit_kept: Duration,
     ) -> Self {
         Self {
             key,
             launch,
             host,
             outbox,
+            credit_kept,
+            strangers: Semaphore::new(STRANGERS_ASKED_MAX),
             book: Mutex::default(),
         }
     }
@@ -163,8 +175,12 @@ impl Meter {
         if !proof.is_genuine(exporter, &grant) {
             return Err(MeterError::Session);
         }
-        let (credit_nano, reason) = self.ask_credit(&grant).await?;
         let id = grant.grant.id();
+        let stranger = !self.lock().accounts.contains_key(&id);
+        let place = stranger.then(|| self.strangers.try_acquire()).transpose();
+        let place = place.map_err(|_| MeterError::Busy)?;
+        let (credit_nano, reason) = self.ask_credit(&grant).await?;
+        drop(place);
         let mut book = self.lock();
         let known = book.accounts.contains_key(&id);
         if credit_nano == 0 && !known {
@@ -176,10 +192,11 @@ impl Meter {
         let account = book.accounts.entry(id).or_insert_with(|| Account {
             grant,
             credit_nano,
+            asked: Instant::now(),
             served: TokenCounts::default(),
             reserved: TokenCounts::default(),
         });
-        account.credit_nano = credit_nano;
+        (account.credit_nano, account.asked) = (credit_nano, Instant::now());
         let balance = Balance {
             credit_nano,
             served_nano: self.launch.prices.amount_nano(account.served).unwrap_or(u64::MAX),
@@ -188,7 +205,7 @@ impl Meter {
         Ok((id, balance))
     }
 
-    /// Sets a request's worst case aside. Asks the host once more where the known credit is too small.
+    /// Sets a request's worst case aside. Asks the host once more where the known credit is too small or old.
     ///
     /// # Errors
     /// See [`MeterError`].
@@ -197,20 +214,31 @@ impl Meter {
         grant: Digest32,
         worst: TokenCounts,
     ) -> Result<Reservation, MeterError> {
-        match self.reserve(grant, worst) {
-            Err(MeterError::Credit { .. }) => {}
-            other => return other,
+        if self.is_credit_known(grant) {
+            match self.reserve(grant, worst) {
+                Err(MeterError::Credit { .. }) => {}
+                other => return other,
+            }
         }
         let signed = self
             .lock()
             .accounts
             .get(&grant)
             .map(|account| account.grant.clone());
-        let (credit_nano, _) = self.ask_credit(&signed.ok_or(MeterError::Host)?).await?;
+        let (credit_nano, reason) = self.ask_credit(&signed.ok_or(MeterError::Host)?).await?;
         if let Some(account) = self.lock().accounts.get_mut(&grant) {
-            account.credit_nano = credit_nano;
+            (account.credit_nano, account.asked) = (credit_nano, Instant::now());
+        }
+        if credit_nano == 0 {
+            return Err(MeterError::NoCredit { reason });
         }
         self.reserve(grant, worst)
+    }
+
+    fn is_credit_known(&self, grant: Digest32) -> bool {
+        let book = self.lock();
+        let account = book.accounts.get(&grant);
+        account.is_some_and(|account| account.asked.elapsed() < self.credit_kept)
     }
 
     fn reserve(self: &Arc<Self>, grant: Digest32, worst: TokenCounts) -> Result<Reservation, MeterError> {

@@ -57,7 +57,7 @@ const GRANT_BYTES_MAX: usize = 8 * 1024;
 /// After a listener's error, which can be one that comes again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a peer may take; tests shorten them.
+/// How long others may take, and their word counts; tests shorten them.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// TLS handshake.
@@ -68,6 +68,9 @@ pub struct Deadlines {
     pub body: Duration,
     /// How long a peer may take nothing of what is written to it.
     pub write: Duration,
+    /// How long the host's word on a grant's credit is used before it is asked again. Less than the time before a
+    /// grant's expiry at which the host gives no more credit, or what is served in between is never paid.
+    pub credit: Duration,
 }
 
 impl Default for Deadlines {
@@ -77,6 +80,7 @@ impl Default for Deadlines {
             head: Duration::from_secs(90),
             body: Duration::from_secs(30),
             write: Duration::from_secs(60),
+            credit: Duration::from_secs(15),
         }
     }
 }

@@ -228,6 +228,54 @@ async fn a_worst_case_over_the_cap_is_refused_whatever_the_host_reports() {
     assert_eq!(status, StatusCode::OK);
 }
 
+/// The host gives no credit on a grant that expires before it can settle: a client that binds one early and
+/// spends it at the last moment would be served for nothing.
+#[tokio::test]
+async fn credit_that_the_host_takes_back_is_not_served_upon() {
+    let deadlines = Deadlines {
+        credit: Duration::ZERO,
+        ..Deadlines::default()
+    };
+    let world = World::start_with(4, deadlines).await;
+    let (mut client, _) = world.paying_client().await;
+    let (status, _) = client.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+    world.host.credit_nano.store(0, Ordering::SeqCst);
+    let (status, body) = client.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(parse(&body)["error"]["code"], "no_credit");
+}
+
+#[tokio::test]
+async fn made_up_grants_do_not_hold_up_those_who_pay() {
+    let world = World::start().await;
+    let (mut paying, grant) = world.paying_client().await;
+    world.host.credit_stalls.store(true, Ordering::SeqCst);
+    let mut asked = vec![];
+    for number in 0..9 {
+        let stranger = SigningKey::from_bytes(&[100 + number; 32]);
+        let mut client = world.client().await;
+        let made_up = world.grant(&mut client, &stranger, 1_000).await;
+        asked.push(tokio::spawn(
+            async move { client.bind(&made_up, &stranger).await },
+        ));
+    }
+    let refused = wait_for_one(&mut asked).await;
+    assert_eq!(
+        (refused.0, &refused.1["error"]["code"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("too_many_requests"))
+    );
+    world.host.credit_stalls.store(false, Ordering::SeqCst);
+    let (status, _) = paying.bind(&grant, &owner()).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+async fn wait_for_one<T>(tasks: &mut Vec<tokio::task::JoinHandle<T>>) -> T {
+    wait_for(|| tasks.iter().any(tokio::task::JoinHandle::is_finished)).await;
+    let at = tasks.iter().position(tokio::task::JoinHandle::is_finished);
+    tasks.swap_remove(at.unwrap()).await.unwrap()
+}
+
 #[tokio::test]
 async fn two_connections_share_one_account_and_counts_only_grow() {
     let world = World::start().await;

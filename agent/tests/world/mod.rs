@@ -81,6 +81,7 @@ impl Platform for Fake {
 pub(crate) struct Host {
     pub(crate) document: Vec<u8>,
     pub(crate) credit_nano: AtomicU64,
+    pub(crate) credit_stalls: AtomicBool,
     pub(crate) refuses_records: AtomicBool,
     pub(crate) records: Mutex<Vec<UsageRecord>>,
     pub(crate) refused_records: AtomicU64,
@@ -126,6 +127,10 @@ impl Dial for HostDial {
         let host = Arc::clone(&self.0);
         tokio::spawn(async move {
             while let Ok(request) = read_frame_async(&mut theirs).await {
+                let credit = matches!(request, ToHost::Credit { .. });
+                while credit && host.credit_stalls.load(Ordering::SeqCst) {
+                    sleep(Duration::from_millis(5)).await;
+                }
                 let answer = host.answer(request);
                 if write_frame_async(&mut theirs, &answer).await.is_err() {
                     return;
