@@ -556,6 +556,65 @@ fn reserved_coins_cannot_be_withdrawn() {
 }
 
 #[test]
+fn an_owner_cannot_burn_the_reserve_by_releasing_until_rent_eats_a_cap() {
+    let mut world = World::empty();
+    world.fund(100 * TON);
+    let victim = Grant {
+        expires_s: START_S + GRANT_LIFETIME_MAX_S,
+        ..grant(&agent(1))
+    };
+    world.lock(victim.clone()).unwrap();
+    // The owner's own agent draws all of these: the short ones at once, so that releasing them frees nothing
+    // and costs gas; the long ones before the victim, and until then they raise the rent.
+    let own = |number: u32, expires_s: u32| Grant {
+        payout_address: AccountAddress(Digest32::of(&number.to_be_bytes())),
+        cap_nano: TON / 10,
+        expires_s,
+        ..grant(&agent(2))
+    };
+    let (short, long) = (
+        (0..16).map(|number| own(number, EXPIRES_S)),
+        (100..135).map(|number| own(number, victim.expires_s)),
+    );
+    let draw = |terms: Grant| {
+        let claim = Voucher {
+            grant: terms.id(),
+            ..voucher(&agent(2), TON / 10)
+        };
+        settle_message(&claim.sign(&agent(2)))
+    };
+    for terms in short.clone() {
+        world.lock(terms.clone()).unwrap();
+        world.send(&draw(terms)).unwrap();
+    }
+    long.clone().for_each(|terms| drop(world.lock(terms).unwrap()));
+    world.withdraw(withdrawal(WITHDRAW_ALL)).unwrap();
+
+    world.now = EXPIRES_S + 1;
+    let released = short
+        .filter(|terms| {
+            let release = Withdrawal {
+                seqno: world.state().seqno,
+                valid_until_s: world.now,
+                release: Some(terms.id()),
+                ..withdrawal(0)
+            };
+            world.withdraw(release).is_ok()
+        })
+        .count();
+    assert!(released < 16, "{released} were released for nothing");
+
+    world.now = victim.expires_s;
+    long.for_each(|terms| drop(world.send(&draw(terms)).unwrap()));
+    let claim = Voucher {
+        grant: victim.id(),
+        ..voucher(&agent(1), 2 * TON)
+    };
+    world.settle(claim).unwrap();
+    assert!(world.balance(&provider()) > 2 * TON - 10_000_000);
+}
+
+#[test]
 fn a_withdrawal_works_once_for_its_owner_here_and_now() {
     let mut world = World::granted();
     world.refuses_withdrawal(202, |order| order.network = NetworkId::MAINNET);
