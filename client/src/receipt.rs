@@ -5,6 +5,9 @@
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{ContentKey, LaunchDocument, SignedReceipt, TokenCounts};
 
+/// Of a value in an error message: the receipt comes from the network. Whole values are compared.
+const SHOWN_CHARS_MAX: usize = 80;
+
 /// What the receipt must agree with.
 #[derive(Debug, Clone)]
 pub struct Expected<'a> {
@@ -109,13 +112,16 @@ pub fn check(
 fn check_names(signed: &SignedReceipt, expected: &Expected<'_>) -> Result<(), ReceiptFault> {
     let receipt = &signed.receipt;
     let launch = expected.launch;
-    let show = |text: &str| crate::plain(text, 80);
     let fields = [
-        ("request id", show(&receipt.request_id), show(expected.request_id)),
+        (
+            "request id",
+            receipt.request_id.clone(),
+            expected.request_id.to_owned(),
+        ),
         (
             "finish reason",
-            show(&receipt.finish_reason),
-            show(expected.finish_reason),
+            receipt.finish_reason.clone(),
+            expected.finish_reason.to_owned(),
         ),
         (
             "model",
@@ -133,8 +139,8 @@ fn check_names(signed: &SignedReceipt, expected: &Expected<'_>) -> Result<(), Re
         None => Ok(()),
         Some((field, found, expected)) => Err(ReceiptFault::Field {
             field,
-            found,
-            expected,
+            found: crate::plain(&found, SHOWN_CHARS_MAX),
+            expected: crate::plain(&expected, SHOWN_CHARS_MAX),
         }),
     }
 }
@@ -221,15 +227,8 @@ mod tests {
         }
     }
 
-    /// A receipt that is true before `change`; served before: 10 and 10 tokens.
-    fn check_changed(
-        change: impl FnOnce(&mut Receipt),
-        resign: impl FnOnce(&mut SignedReceipt),
-    ) -> Result<(), ReceiptFault> {
-        let key = ContentKey([7; 32]);
-        let agent = SigningKey::from_bytes(&[1; 32]);
-        let launch = launch();
-        let mut receipt = Receipt {
+    fn true_receipt(key: &ContentKey, launch: &LaunchDocument) -> Receipt {
+        Receipt {
             request_id: "chatcmpl-1".into(),
             model_root_hash: launch.model.verity.root_hash,
             network: NetworkId::LOCAL,
@@ -243,13 +242,14 @@ mod tests {
             request_commitment: key.commit("request", b"body"),
             answer_commitment: key.commit("answer", b"text"),
             finish_reason: "stop".into(),
-        };
-        change(&mut receipt);
-        let mut signed = receipt.sign(&agent);
-        resign(&mut signed);
-        let expected = Expected {
-            usage_key: &agent.verifying_key().to_bytes(),
-            launch: &launch,
+        }
+    }
+
+    /// What [`true_receipt`] agrees with, but for the key; served before: 10 and 10 tokens.
+    fn expected(launch: &LaunchDocument) -> Expected<'_> {
+        Expected {
+            usage_key: &[0; 32],
+            launch,
             grant: Digest32::of(b"grant"),
             cap_nano: 100,
             served_before: TokenCounts {
@@ -261,6 +261,24 @@ mod tests {
             answer: "text",
             finish_reason: "stop",
             output_tokens_max: 16,
+        }
+    }
+
+    /// A receipt that is true before `change`.
+    fn check_changed(
+        change: impl FnOnce(&mut Receipt),
+        resign: impl FnOnce(&mut SignedReceipt),
+    ) -> Result<(), ReceiptFault> {
+        let key = ContentKey([7; 32]);
+        let agent = SigningKey::from_bytes(&[1; 32]);
+        let launch = launch();
+        let mut receipt = true_receipt(&key, &launch);
+        change(&mut receipt);
+        let mut signed = receipt.sign(&agent);
+        resign(&mut signed);
+        let expected = Expected {
+            usage_key: &agent.verifying_key().to_bytes(),
+            ..expected(&launch)
         };
         check(&signed, &key, &expected)
     }
@@ -308,6 +326,26 @@ mod tests {
             fault(|r| r.finish_reason = "length".into()),
             ReceiptFault::Field { .. }
         ));
+    }
+
+    #[test]
+    fn names_that_only_look_alike_are_refused() {
+        let long = "x".repeat(2 * SHOWN_CHARS_MAX);
+        let expected_is = |request_id: &str, found: &str| {
+            let key = ContentKey([7; 32]);
+            let agent = SigningKey::from_bytes(&[1; 32]);
+            let launch = launch();
+            let mut signed = true_receipt(&key, &launch);
+            signed.request_id = found.into();
+            let expected = Expected {
+                request_id,
+                ..expected(&launch)
+            };
+            check_names(&signed.sign(&agent), &expected)
+        };
+        assert_eq!(expected_is(&long, &long), Ok(()));
+        assert!(expected_is(&long, &format!("{long}y")).is_err());
+        assert!(expected_is("\u{1}", "\u{2}").is_err());
     }
 
     #[test]
