@@ -98,7 +98,8 @@ pub(crate) struct ChatArgs {
     /// Print one JSON object (verification, answer, receipt, amount, timings) instead of the answer's text
     #[arg(long)]
     pub(crate) json: bool,
-    /// What to say
+    /// What to say; `-` reads it from standard input. Other users of this machine can see command lines, and
+    /// shells keep them: pass what is private through standard input
     pub(crate) prompt: String,
 }
 

@@ -31,7 +31,9 @@ pub use exit::Exit;
 pub use pay::{GRANT_LIFETIME_S, PayError, Purse, need_nano};
 pub use plain::plain;
 pub use receipt::{Expected, ReceiptFault, check as check_receipt};
-pub use session::{Answer, BoundGrant, ChatError, ChatOptions, PaidSession, Session, Standing};
+pub use session::{
+    Answer, BoundGrant, ChatError, ChatOptions, PROMPT_BYTES_MAX, PaidSession, Session, Standing,
+};
 pub use table::{Style, refusal_lines, render};
 pub use transport::Deadlines;
 pub use wallet::{Wallet, WalletError};

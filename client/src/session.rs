@@ -20,8 +20,9 @@ use crate::{
     transport::Connection,
 };
 
-/// A longer prompt is not sent: the guest's frames end at 4 MiB, JSON's escapes included.
-const PROMPT_BYTES_MAX: usize = 512 * 1024;
+/// A longer prompt is not sent. A guest takes requests of 1 MiB, in which JSON escapes line feeds and quotes with
+/// two bytes each.
+pub const PROMPT_BYTES_MAX: usize = 512 * 1024;
 
 /// A longer answer is cut off; a context of 2^20 tokens is about 4 MiB of text.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;

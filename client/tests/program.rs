@@ -49,11 +49,12 @@ impl World {
     }
 
     async fn cocoon(&self, arguments: &[&str]) -> Output {
+        self.cocoon_reading(arguments, Stdio::null()).await
+    }
+
+    async fn cocoon_reading(&self, arguments: &[&str], stdin: Stdio) -> Output {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cocoon"));
-        command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null());
+        command.args(arguments).current_dir(self.dir.path()).stdin(stdin);
         command
             .env_remove("COCOON_LOG")
             .kill_on_drop(true)
@@ -69,6 +70,11 @@ impl World {
     }
 
     async fn chat(&self, policy: &str, more: &[&str]) -> Output {
+        let more = [more, &["What is Cocoon?"]].concat();
+        self.chat_reading(policy, &more, Stdio::null()).await
+    }
+
+    async fn chat_reading(&self, policy: &str, more: &[&str], stdin: Stdio) -> Output {
         let url = self.node.endpoint.to_string();
         let fixed = [
             "chat",
@@ -80,7 +86,7 @@ impl World {
             "--ton-config",
             "ton.json",
         ];
-        self.cocoon(&[&fixed, more, &["What is Cocoon?"]].concat()).await
+        self.cocoon_reading(&[&fixed, more].concat(), stdin).await
     }
 
     async fn new_wallet(&self) {
@@ -180,6 +186,18 @@ async fn chat_pays_answers_and_uses_the_grant_again() {
         1,
         "a second grant was locked"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_from_standard_input_reaches_the_node() {
+    let world = World::new().await;
+    world.new_wallet().await;
+    fs::write(world.path("record.txt"), "a line of a medical record\n").unwrap();
+    let file = fs::File::open(world.path("record.txt")).unwrap();
+    assert_exit(&world.chat_reading("policy.toml", &["-"], file.into()).await, 0);
+    let received = world.node.received();
+    let received = String::from_utf8_lossy(&received);
+    assert!(received.contains("\"a line of a medical record\""), "{received}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

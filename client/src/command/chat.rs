@@ -2,13 +2,13 @@
 
 use std::{
     fs,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _, Read, Write as _},
     path::Path,
     time::Instant,
 };
 
 use anyhow::{Context as _, anyhow};
-use cocoon::{Answer, ChatOptions, Exit, PaidSession, Purse, Session, Wallet, need_nano};
+use cocoon::{Answer, ChatOptions, Exit, PROMPT_BYTES_MAX, PaidSession, Purse, Session, Wallet, need_nano};
 use serde_json::{Value, json};
 
 use super::{Failure, ton, verify};
@@ -24,6 +24,7 @@ struct Timings {
 pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let policy = super::load_policy(&args.target.policy)?;
     let config = super::load_ton_config(&args.ton_config)?;
+    let prompt = prompt(&args.prompt, io::stdin())?;
 
     let started = Instant::now();
     let session = match verify::connect(&args.target, &policy).await {
@@ -53,7 +54,7 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     };
 
     let mut printer = Printer::new(!args.json);
-    let asked = paid.chat(&args.prompt, options, |text| printer.print(text)).await;
+    let asked = paid.chat(&prompt, options, |text| printer.print(text)).await;
     printer.end();
     let answer = asked.map_err(Failure::of)?;
     if let Some(path) = &args.receipt_out {
@@ -77,6 +78,29 @@ fn refuse(args: &ChatArgs, error: cocoon::ConnectError) -> Failure {
     }
     verify::explain(&error);
     Failure::of(error)
+}
+
+/// `-` stands for standard input, whose last line feed is its own and not the prompt's.
+fn prompt(argument: &str, input: impl Read) -> Result<String, Failure> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut bytes = vec![];
+    let read = input.take(PROMPT_BYTES_MAX as u64 + 2).read_to_end(&mut bytes);
+    read.context("standard input cannot be read")
+        .map_err(Failure::usage)?;
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+    }
+    if bytes.is_empty() {
+        return Err(Failure::usage(anyhow!("standard input holds no prompt")));
+    }
+    if bytes.len() > PROMPT_BYTES_MAX {
+        return Err(Failure::usage(anyhow!(
+            "the prompt is over {PROMPT_BYTES_MAX} bytes: shorten it"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|_| Failure::usage(anyhow!("the prompt has to be text in UTF-8")))
 }
 
 fn options(args: &ChatArgs, session: &Session) -> Result<ChatOptions, Failure> {
@@ -184,4 +208,23 @@ fn as_json(verification: &Value, answer: &Answer, paid: &PaidSession, timings: T
         },
         "exit_code": Exit::Ok as u8,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_prompt_comes_through_standard_input() {
+        let read = |argument: &str, input: &[u8]| prompt(argument, input).ok();
+        assert_eq!(
+            read("-", b"my record\nline two\n").unwrap(),
+            "my record\nline two"
+        );
+        assert_eq!(read("hello", b"not read").unwrap(), "hello");
+        assert!(read("-", b"").is_none());
+        assert!(read("-", b"\xff").is_none());
+        assert!(read("-", "x".repeat(PROMPT_BYTES_MAX).as_bytes()).is_some());
+        assert!(read("-", "x".repeat(PROMPT_BYTES_MAX + 1).as_bytes()).is_none());
+    }
 }
