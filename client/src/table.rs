@@ -18,7 +18,7 @@ pub struct Style {
     pub colour: bool,
 }
 
-/// The table and, as its last line, the verdict. `refused` is the reason where it is known not to be a row.
+/// The table and, as its last line, the verdict. `accepted` is whether there is a session.
 pub fn render(verification: &Verification, accepted: bool, style: Style) -> String {
     let mut text = String::new();
     let certificate: Vec<_> = verification.certificate.checks.iter().collect();

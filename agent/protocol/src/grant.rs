@@ -85,7 +85,7 @@ pub enum GrantError {
     /// Other prices than the launch document's.
     #[error("the grant's prices are not those of the launch document")]
     Prices,
-    /// No longer valid, or too soon so.
+    /// No longer valid. Whether enough time is left to settle is for the host to judge.
     #[error("the grant expires at {expires_s} s, it is now {now_s} s")]
     Expired {
         /// The grant's.
