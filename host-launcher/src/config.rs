@@ -232,12 +232,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read_text("configuration", path)?;
-        let file: File = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
-            path: path.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
-            hint: suggestion(error.message()),
-        })?;
+        let file = parse(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let manifest_path = folder.join(&file.image.manifest);
         let manifest = Manifest::load(&manifest_path).map_err(ConfigError::Manifest)?;
@@ -270,6 +265,16 @@ impl Config {
         };
         config.check_files()?;
         Ok(config)
+    }
+
+    /// Only where the node's state is: a running node is found and stopped even if the image or the model that
+    /// it was started from is gone.
+    ///
+    /// # Errors
+    /// node.toml cannot be read or is not valid.
+    pub fn state_dir_of(path: &Path) -> Result<PathBuf, ConfigError> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        absolute(&folder.join(parse(path)?.state_dir))
     }
 
     /// The launch document: the same configuration gives the same bytes.
@@ -337,6 +342,15 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn parse(path: &Path) -> Result<File, ConfigError> {
+    let text = read_text("configuration", path)?;
+    toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        message: error.to_string().trim_end().to_owned(),
+        hint: suggestion(error.message()),
+    })
 }
 
 fn chain_choice(folder: &Path, file: &File, spec: &LaunchSpec) -> Result<ChainChoice, ConfigError> {
@@ -617,6 +631,15 @@ address = "127.0.0.1:0"
         check("root.img", b"", "is empty or not a file");
         check("model.img", &[0; 4096], "copy or pack it again");
         check("model.json", b"{}", "does not describe a model volume");
+    }
+
+    #[test]
+    fn a_node_is_found_even_if_its_image_is_gone() {
+        let (dir, config) = config();
+        fs::remove_file(dir.path().join("manifest.json")).unwrap();
+        fs::remove_file(dir.path().join("model.img")).unwrap();
+        let found = Config::state_dir_of(&dir.path().join("node.toml")).unwrap();
+        assert_eq!(found, config.state_dir);
     }
 
     #[test]

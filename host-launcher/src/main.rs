@@ -117,8 +117,8 @@ async fn run(command: Command) -> Result<Exit, Failure> {
             detach::up(&node.config, &config.state_dir).await?;
         }
         Command::Up { node, supervise, .. } => up(&node, supervise).await?,
-        Command::Down { node } => return down(&load(&node)?.state_dir).await,
-        Command::Status { node, json } => return status(&load(&node)?.state_dir, json).await,
+        Command::Down { node } => return down(&state_dir(&node)?).await,
+        Command::Status { node, json } => return status(&state_dir(&node)?, json).await,
         Command::Document { node, out } => {
             let document = load(&node)?
                 .launch_document(cocoon_settlement::deposit_code())
@@ -129,13 +129,17 @@ async fn run(command: Command) -> Result<Exit, Failure> {
             let platform = node::simulated_platform(&load(&node)?.state_dir)?;
             write(out.as_deref(), platform.root_pem().as_bytes())?;
         }
-        Command::Records { node } => records(&load(&node)?.state_dir)?,
+        Command::Records { node } => records(&state_dir(&node)?)?,
     }
     Ok(Exit::Ok)
 }
 
 fn load(node: &Node) -> Result<Config, Failure> {
     Config::load(&node.config).or_exit(Exit::Usage)
+}
+
+fn state_dir(node: &Node) -> Result<PathBuf, Failure> {
+    Config::state_dir_of(&node.config).or_exit(Exit::Usage)
 }
 
 async fn up(node: &Node, supervise: bool) -> Result<(), Failure> {
