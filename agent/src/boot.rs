@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Where the model volume is mounted.
-pub const MODEL_DIR: &str = "/model";
+const MODEL_DIR: &str = "/model";
 
 /// Serial number of the model's virtio disk; the launcher sets it. Which disk it is decides nothing: verity
 /// does.

@@ -30,7 +30,7 @@ pub use exchange::{ExchangeError, Step};
 pub use exit::Exit;
 pub use pay::{GRANT_LIFETIME_S, PayError, Purse, need_nano};
 pub use plain::plain;
-pub use receipt::{Expected, ReceiptFault, check as check_receipt};
+pub use receipt::ReceiptFault;
 pub use session::{
     Answer, BoundGrant, ChatError, ChatOptions, PROMPT_BYTES_MAX, PaidSession, Session, Standing,
 };

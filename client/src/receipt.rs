@@ -10,27 +10,27 @@ const SHOWN_CHARS_MAX: usize = 80;
 
 /// What the receipt must agree with.
 #[derive(Debug, Clone)]
-pub struct Expected<'a> {
+pub(crate) struct Expected<'a> {
     /// From the verified evidence.
-    pub usage_key: &'a [u8; 32],
+    pub(crate) usage_key: &'a [u8; 32],
     /// From the verified evidence.
-    pub launch: &'a LaunchDocument,
+    pub(crate) launch: &'a LaunchDocument,
     /// [`cocoon_protocol::Grant::id`].
-    pub grant: Digest32,
+    pub(crate) grant: Digest32,
     /// The grant's cap, nanoTON.
-    pub cap_nano: u64,
+    pub(crate) cap_nano: u64,
     /// What was served on the grant when this connection began, or after its previous answer.
-    pub served_before: TokenCounts,
+    pub(crate) served_before: TokenCounts,
     /// The answer's `id`.
-    pub request_id: &'a str,
+    pub(crate) request_id: &'a str,
     /// The HTTP request's body.
-    pub request_body: &'a [u8],
+    pub(crate) request_body: &'a [u8],
     /// The answer's whole text.
-    pub answer: &'a str,
+    pub(crate) answer: &'a str,
     /// As the answer's last piece said.
-    pub finish_reason: &'a str,
+    pub(crate) finish_reason: &'a str,
     /// `max_tokens` of the request.
-    pub output_tokens_max: u32,
+    pub(crate) output_tokens_max: u32,
 }
 
 /// What is wrong with a receipt. Each is the node's fault: keep the receipt and stop using the node.
@@ -90,7 +90,7 @@ pub enum ReceiptFault {
 ///
 /// # Errors
 /// Names the first statement that is not true.
-pub fn check(
+pub(crate) fn check(
     signed: &SignedReceipt,
     content_key: &ContentKey,
     expected: &Expected<'_>,

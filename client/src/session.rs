@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
 use crate::{
-    Deadlines, ExchangeError, Expected, ReceiptFault, Step, Verification, api,
+    Deadlines, ExchangeError, ReceiptFault, Step, Verification, api,
     exchange::{Ask, status_error, within},
-    receipt,
+    receipt::{self, Expected},
     stream::{Event, Events},
     transport::Connection,
 };
