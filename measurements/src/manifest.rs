@@ -17,6 +17,9 @@ use sha2::{Digest as _, Sha256};
 /// A longer manifest is refused: a root file system of 20,000 files needs about 5 MiB.
 pub const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// The launcher attaches the root first.
+const ROOT_DEVICE: &str = "/dev/vda";
+
 /// A longer kernel command line is refused by Linux on x86 (COMMAND_LINE_SIZE, with its NUL).
 pub const COMMAND_LINE_BYTES_MAX: usize = 2047;
 
@@ -252,13 +255,12 @@ impl Manifest {
                 format!("has to be printable ASCII of at most {COMMAND_LINE_BYTES_MAX} bytes"),
             );
         }
-        if !line.contains(&self.root_verity.root_hash.to_string()) {
+        // One device-mapper table, and it is the root's: a second one could name the honest hash for show.
+        let table = format!(" verity {} ", self.root_verity.table(ROOT_DEVICE));
+        if line.matches("dm-mod.create=").count() != 1 || !line.contains(&table) {
             return refuse(
                 "command_line",
-                format!(
-                    "does not contain root_verity.root_hash {}",
-                    self.root_verity.root_hash
-                ),
+                format!("has to create one device-mapper device, with the table{table}of root_verity"),
             );
         }
         for (name, artifact) in self.artifacts.named() {
@@ -371,7 +373,11 @@ mod tests {
     use super::*;
 
     fn manifest() -> Manifest {
-        let root_hash = Digest32::of(b"root");
+        let root_verity = VerityTree {
+            data_blocks: 1,
+            salt: Digest32::ZERO,
+            root_hash: Digest32::of(b"root"),
+        };
         let artifact = |file: &str| Artifact {
             file: file.into(),
             bytes: 5,
@@ -380,17 +386,16 @@ mod tests {
         Manifest {
             version: 1,
             profile: ImageProfile::Dev,
-            command_line: format!("ro dm-mod.create=\"root,,,ro,0 8 verity {root_hash}\""),
+            command_line: format!(
+                "ro dm-mod.create=\"root,,0,ro,0 8 verity {} 1 panic_on_corruption\"",
+                root_verity.table(ROOT_DEVICE)
+            ),
             artifacts: Artifacts {
                 firmware: artifact("firmware.fd"),
                 kernel: artifact("kernel"),
                 root: artifact("root.img"),
             },
-            root_verity: VerityTree {
-                data_blocks: 1,
-                salt: Digest32::ZERO,
-                root_hash,
-            },
+            root_verity,
             inputs: BTreeMap::from([("linux-source".into(), Digest32::of(b"linux"))]),
             input_digest: Digest32::of(b"inputs"),
             files: vec![FileEntry {
@@ -426,9 +431,13 @@ mod tests {
             assert!(error.to_string().contains(says), "{error}");
         };
         check(|m| m.version = 2, "version is 2");
+        let says = "has to create one device-mapper device";
+        check(|m| m.command_line = "ro".into(), says);
+        check(|m| m.root_verity.salt = Digest32::of(b"salt"), says);
+        // The honest table stands there for show; the kernel would make the other device as well.
         check(
-            |m| m.command_line = "ro".into(),
-            "does not contain root_verity.root_hash",
+            |m| m.command_line += " dm-mod.create=\"evil,,0,ro,0 8 linear /dev/vda 0\"",
+            says,
         );
         check(|m| m.command_line.push('\n'), "printable ASCII");
         check(|m| m.command_line = "x".repeat(2048), "at most 2047 bytes");

@@ -48,7 +48,10 @@ impl Inputs {
         let manifest = Manifest {
             version: 1,
             profile: ImageProfile::Dev,
-            command_line: format!("ro {}", root_verity.root_hash),
+            command_line: format!(
+                "ro dm-mod.create=\"root,,0,ro,0 8 verity {} 1 panic_on_corruption\"",
+                root_verity.table("/dev/vda")
+            ),
             artifacts: Artifacts {
                 firmware: artifact("firmware.fd"),
                 kernel: artifact("kernel"),

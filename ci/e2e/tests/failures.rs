@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::TcpListener,
-    path::Path,
+    path::PathBuf,
     process::Command,
 };
 
@@ -95,7 +95,7 @@ fn an_unreadable_model_ends_the_boot_with_its_reason() {
 fn a_full_disk_loses_no_record() {
     let Some(image) = Image::from_env() else { return };
     let node = Node::configure(&image);
-    let Some(state) = SmallDisk::mount(&node.path("state")) else {
+    let Some(state) = SmallDisk::mount(node.path("state")) else {
         return;
     };
     node.succeed(
@@ -126,14 +126,14 @@ fn a_full_disk_loses_no_record() {
 }
 
 /// A file system of a few megabytes at a folder; unmounted when dropped.
-struct SmallDisk<'a>(&'a Path);
+struct SmallDisk(PathBuf);
 
-impl<'a> SmallDisk<'a> {
-    fn mount(path: &'a Path) -> Option<Self> {
-        fs::create_dir_all(path).expect("a mount point");
+impl SmallDisk {
+    fn mount(path: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&path).expect("a mount point");
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
-            .arg(path)
+            .arg(&path)
             .status();
         if !mount.is_ok_and(|status| status.success()) {
             eprintln!("SKIP: mounting a small disk needs root");
@@ -154,8 +154,8 @@ impl<'a> SmallDisk<'a> {
     }
 }
 
-impl Drop for SmallDisk<'_> {
+impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
