@@ -524,6 +524,10 @@ address = "127.0.0.1:0"
         let mut kernel = vec![0; 0x300];
         kernel[0x202..0x206].copy_from_slice(b"HdrS");
         let root_hash = Digest32::of(b"root hash");
+        let table = format!(
+            "1 /dev/vda /dev/vda 4096 4096 1 1 sha256 {root_hash} {}",
+            Digest32::ZERO
+        );
         let artifact = |file: &str, bytes: &[u8]| {
             write(file, bytes);
             serde_json::json!({"file": file, "bytes": bytes.len(), "sha256": Digest32::of(bytes)})
@@ -531,7 +535,7 @@ address = "127.0.0.1:0"
         let manifest = serde_json::json!({
             "version": 1,
             "profile": "dev",
-            "command_line": format!("console=ttyS0 dm-mod.create=\"vroot {root_hash}\""),
+            "command_line": format!("console=ttyS0 dm-mod.create=\"root,,0,ro,0 8 verity {table} 1 panic_on_corruption\""),
             "artifacts": {
                 "firmware": artifact("firmware.fd", b"firmware"),
                 "kernel": artifact("kernel", &kernel),

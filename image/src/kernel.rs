@@ -155,6 +155,9 @@ impl KernelPlan {
         fs::create_dir(&done).map_err(failed(&done))?;
         for (from, to) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
             fs::copy(tree.join(from), done.join(to)).map_err(failed(&done))?;
+            // Later builds trust what has this name: a power cut must not leave it half written.
+            let written = fs::File::open(done.join(to)).and_then(|file| file.sync_all());
+            written.map_err(failed(&done))?;
         }
         let folder = self.folder(cache);
         fs::rename(&done, &folder).map_err(failed(&folder))?;
