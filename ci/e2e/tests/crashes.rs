@@ -34,6 +34,11 @@ fn a_launcher_killed_between_record_and_settlement_settles_once_after_restart() 
     node.up_and_serving();
     thread::sleep(Duration::from_secs(2));
     assert_eq!(node.balance_nano(), after, "settled twice");
+
+    // The guest has another key after a restart, so the same wallet locks another grant in the same deposit.
+    let answer = node.chat("What is Cocoon?");
+    assert!(answer.status.success(), "{}", describe(&answer));
+    eventually("it is settled as well", || node.balance_nano() > after);
 }
 
 /// The answer is cut, nothing of it is charged, and the guest with its keys lives on.

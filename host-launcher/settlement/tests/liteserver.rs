@@ -110,6 +110,14 @@ async fn a_client_funds_locks_is_charged_and_withdraws_and_a_restart_forgets_not
     assert_eq!(chain.balance(&provider()).await.unwrap(), received);
     chain.settle(&voucher(&grant, 50, 300)).await.unwrap();
 
+    // A deployed deposit pays for receiving, so less than the amount arrives.
+    let before = chain.balance(&deposit()).await.unwrap();
+    let funded = chain.request_faucet(&deposit(), TON).await.unwrap();
+    assert!(
+        funded < before + TON && funded > before + TON - 20_000_000,
+        "{before} {funded}"
+    );
+
     let order = Withdrawal {
         network: NetworkId::LOCAL,
         contract: deposit(),
