@@ -25,7 +25,7 @@ pub enum MeasureError {
 /// Why there is no evidence.
 #[derive(Debug, thiserror::Error)]
 pub enum AttestError {
-    /// [`QUOTES_WAITING_MAX`] others wait already.
+    /// `QUOTES_WAITING_MAX` others wait already.
     #[error("too many quotes are being made, try again")]
     Busy,
     /// The platform failed.

@@ -79,7 +79,7 @@ pub enum BootError {
 /// Why the model volume is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// No disk has [`MODEL_SERIAL`].
+    /// No disk has `MODEL_SERIAL`.
     #[error("no disk has the serial number {MODEL_SERIAL:?}")]
     Missing,
     /// Mapping it.

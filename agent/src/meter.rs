@@ -70,7 +70,7 @@ pub enum MeterError {
     /// The host gives no credit line.
     #[error("the host cannot be asked for the credit of this grant")]
     Host,
-    /// [`ACCOUNTS_MAX`].
+    /// `ACCOUNTS_MAX`.
     #[error("this node has no room for another grant")]
     Full,
 }

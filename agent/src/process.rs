@@ -39,7 +39,7 @@ const OPEN_FILES_MAX: u64 = 256;
 pub struct Children(Arc<Mutex<HashSet<i32>>>);
 
 impl Children {
-    /// Collects every child that has ended. Called on SIGCHLD; shares a lock with [`Self::kill`], so that a
+    /// Collects every child that has ended. Called on SIGCHLD; shares a lock with `Self::kill`, so that a
     /// signal never reaches a later process with the same number.
     pub fn reap(&self) {
         let mut alive = self.0.lock().unwrap_or_else(PoisonError::into_inner);

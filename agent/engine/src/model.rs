@@ -129,7 +129,7 @@ impl Model {
         self.head(&self.hidden(cache, tokens)?)
     }
 
-    /// As [`Self::logits`], but only after the last token: [vocabulary].
+    /// As [`Self::logits`], but only after the last token: `[vocabulary]`.
     ///
     /// # Errors
     /// As [`Self::logits`].

@@ -272,7 +272,7 @@ impl Node {
             .args(arguments)
             .current_dir(self.dir.path())
             .output()
-            .unwrap_or_else(|error| panic!("{program} did not run: {error}; scripts/test builds it"))
+            .expect("Cocoon's programs run; scripts/test builds them")
     }
 
     /// [`Self::run`] of something that has to succeed.

@@ -64,7 +64,7 @@ fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
         .build()
         .expect("a runtime");
     let config =
-        cocoon_settlement::GlobalConfig::load(&node.path("state/global.config.json")).expect("the config");
+        cocoon_settlement::GlobalConfig::load(node.path("state/global.config.json")).expect("the config");
     let contract = record.voucher.voucher.contract;
     runtime.block_on(async {
         let network = cocoon_protocol::NetworkId::LOCAL;

@@ -587,7 +587,9 @@ fn an_owner_cannot_burn_the_reserve_by_releasing_until_rent_eats_a_cap() {
         world.lock(terms.clone()).unwrap();
         world.send(&draw(terms)).unwrap();
     }
-    long.clone().for_each(|terms| drop(world.lock(terms).unwrap()));
+    for terms in long.clone() {
+        world.lock(terms).unwrap();
+    }
     world.withdraw(withdrawal(WITHDRAW_ALL)).unwrap();
 
     world.now = EXPIRES_S + 1;
@@ -605,7 +607,9 @@ fn an_owner_cannot_burn_the_reserve_by_releasing_until_rent_eats_a_cap() {
     assert!(released < 16, "{released} were released for nothing");
 
     world.now = victim.expires_s;
-    long.for_each(|terms| drop(world.send(&draw(terms)).unwrap()));
+    for terms in long {
+        world.send(&draw(terms)).unwrap();
+    }
     let claim = Voucher {
         grant: victim.id(),
         ..voucher(&agent(1), 2 * TON)
