@@ -95,7 +95,7 @@ fn an_unreadable_model_ends_the_boot_with_its_reason() {
 fn a_full_disk_loses_no_record() {
     let Some(image) = Image::from_env() else { return };
     let node = Node::configure(&image);
-    let Some(state) = SmallDisk::mount(node.path("state")) else {
+    let Some(state) = SmallDisk::mount(&node) else {
         return;
     };
     node.succeed(
@@ -129,11 +129,15 @@ fn a_full_disk_loses_no_record() {
     assert!(node.down().status.success());
 }
 
-/// A file system of a few megabytes at a folder; unmounted when dropped.
-struct SmallDisk(PathBuf);
+/// A file system of a few megabytes under a node's state; when dropped, the node is stopped and it is unmounted.
+struct SmallDisk<'a> {
+    node: &'a Node,
+    path: PathBuf,
+}
 
-impl SmallDisk {
-    fn mount(path: PathBuf) -> Option<Self> {
+impl<'a> SmallDisk<'a> {
+    fn mount(node: &'a Node) -> Option<Self> {
+        let path = node.path("state");
         fs::create_dir_all(&path).expect("a mount point");
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
@@ -143,23 +147,25 @@ impl SmallDisk {
             eprintln!("SKIP: mounting a small disk needs root");
             return None;
         }
-        Some(Self(path))
+        Some(Self { node, path })
     }
 
     fn fill(&self) {
-        let mut file = File::create(self.0.join("filler")).expect("a file to fill the disk");
+        let mut file = File::create(self.path.join("filler")).expect("a file to fill the disk");
         for size in [1 << 16, 1 << 12, 1 << 6, 1] {
             while file.write_all(&vec![0; size]).is_ok() {}
         }
     }
 
     fn free(&self) {
-        fs::remove_file(self.0.join("filler")).expect("removing the filler");
+        fs::remove_file(self.path.join("filler")).expect("removing the filler");
     }
 }
 
-impl Drop for SmallDisk {
+impl Drop for SmallDisk<'_> {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        // Unmounted first, a node that still runs could not be found any more.
+        let _ = self.node.down();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
     }
 }
