@@ -2,6 +2,7 @@
 
 use cocoon_e2e::{Image, Node, describe, eventually};
 use cocoon_protocol::{SignedReceipt, host::UsageRecord};
+use cocoon_settlement::ChainError;
 
 #[test]
 fn a_guest_is_booted_verified_asked_and_paid() {
@@ -55,8 +56,10 @@ fn a_guest_is_booted_verified_asked_and_paid() {
     );
 }
 
-/// The host keeps the voucher and settles it once more. That the contract itself refuses the message is shown
-/// by the settlement crate's own tests, which send it.
+/// The contract's exit code for a voucher that does not raise what is settled.
+const EXIT_RAISE: i32 = 214;
+
+/// The host keeps the voucher and sends it to the contract once more.
 fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
     let record: UsageRecord = node.records().pop().expect("a record in the journal");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -72,15 +75,21 @@ fn replayed_voucher_moves_nothing(node: &Node, balance: u64) {
             .await
             .expect("the chain");
         let deposit = chain.balance(&contract).await.expect("its balance");
-        let state = chain
-            .settle(&record.voucher)
-            .await
-            .expect("a settled voucher is no error");
-        assert_eq!(state.served, record.voucher.voucher.served);
+        let replayed = chain.submit(&record.voucher).await;
+        assert!(
+            matches!(
+                replayed,
+                Err(ChainError::Refused {
+                    exit_code: Some(EXIT_RAISE),
+                    ..
+                })
+            ),
+            "{replayed:?}"
+        );
         assert_eq!(
             chain.balance(&contract).await.expect("its balance"),
             deposit,
-            "the replay moved money"
+            "the replay burnt gas"
         );
     });
     assert_eq!(node.balance_nano(), balance);

@@ -243,6 +243,16 @@ impl ChainClient {
             .await
     }
 
+    /// Sends a voucher without looking whether it is settled already: what a host that replays it does, so that
+    /// a test can see the contract refuse. [`Self::settle`] is for everything else.
+    ///
+    /// # Errors
+    /// [`ChainError::Refused`] with the contract's exit code, and see [`ChainError`].
+    pub async fn submit(&self, voucher: &SignedVoucher) -> Result<(), ChainError> {
+        let sent = self.send(settle_message(voucher)).await?;
+        sent.map_err(|text| refused("submit the voucher", exit_code(&text)))
+    }
+
     /// Withdraws and waits until the chain shows it.
     ///
     /// # Errors
