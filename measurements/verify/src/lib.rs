@@ -10,6 +10,7 @@
 
 mod appraisal;
 mod endorsements;
+pub mod judgement;
 mod policy;
 mod quote;
 mod report;
