@@ -1,0 +1,86 @@
+//! The command line: one module for each subcommand, which reads files, calls the library and prints.
+//!
+//! A subcommand is a `clap::Args` structure and a function from it to [`Exit`]; errors travel as `anyhow::Error`
+//! and get their exit code in [`Exit::of`], from the library's error that they hold.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError};
+
+mod input;
+mod output;
+mod predict;
+
+/// Predicts, replays, verifies and explains the measurements of a confidential guest.
+///
+/// A confidential virtual machine is trusted because the processor measures what was loaded into it: MRTD holds
+/// the firmware, RTMR0 its configuration and the virtual hardware, RTMR1 the kernel, RTMR2 the kernel command
+/// line (which carries the root file system's hash), RTMR3 what the agent inside recorded.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Predict all registers of a launch and write the policy for clients.
+    #[command(after_help = EXIT_CODES)]
+    Predict(predict::Predict),
+}
+
+/// How the program ends, apart from panics. `docs/MEASUREMENTS.md` has the same table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done; what was to be verified or compared holds.
+    Done = 0,
+    /// A result could not be written.
+    Output = 1,
+    /// An input is missing, unreadable or malformed.
+    Input = 3,
+    /// An artifact is not the one that the manifest names.
+    Mismatch = 4,
+    /// The LaunchSpec asks for something that this version cannot predict.
+    Unpredictable = 5,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; what was verified or compared holds
+  1  the policy or the output could not be written
+  2  the command line is wrong
+  3  an input is missing, unreadable or malformed
+  4  an artifact is not the one that the manifest names
+  5  the LaunchSpec asks for something that this version cannot predict";
+
+/// Parses the command line, runs the subcommand and prints its error.
+pub(crate) fn run() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Predict(arguments) => predict::run(&arguments),
+    };
+    let exit = outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Exit::of(&error)
+    });
+    ExitCode::from(exit as u8)
+}
+
+impl Exit {
+    fn of(error: &anyhow::Error) -> Self {
+        if error.is::<output::OutputFailed>() {
+            return Self::Output;
+        }
+        match (
+            error.downcast_ref::<ManifestError>(),
+            error.downcast_ref::<MeasureError>(),
+            error.downcast_ref::<BuildPolicyError>(),
+        ) {
+            (Some(ManifestError::Mismatch { .. }), ..) => Self::Mismatch,
+            (_, Some(MeasureError::Unpredictable { .. }), _) => Self::Unpredictable,
+            (_, _, Some(BuildPolicyError::Platform)) => Self::Unpredictable,
+            _ => Self::Input,
+        }
+    }
+}
