@@ -84,13 +84,15 @@ fn simulated_root(state_dir: &Path) -> PathBuf {
 /// Each with the code that the process exits with.
 pub async fn run(config: Config, reporter: &Reporter) -> Result<(), Failure> {
     let mut signals = Signals::new().or_exit(Exit::Internal)?;
-    let state_dir = StateDir::take(&config.state_dir).map_err(|error| Failure {
-        exit: match error {
-            crate::state_dir::StateDirError::Busy { .. } => Exit::Busy,
-            crate::state_dir::StateDirError::Io { .. } => Exit::Internal,
-        },
-        error: error.into(),
-    })?;
+    let state_dir = StateDir::take_over(&config.state_dir)
+        .await
+        .map_err(|error| Failure {
+            exit: match error {
+                crate::state_dir::StateDirError::Busy { .. } => Exit::Busy,
+                crate::state_dir::StateDirError::Io { .. } => Exit::Internal,
+            },
+            error: error.into(),
+        })?;
     let checked = check_artifacts(&config, reporter);
     let node = Node::prepare(config, reporter, state_dir).await?;
     let outcome = node.supervise(reporter, &mut signals, checked).await;

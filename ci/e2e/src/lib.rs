@@ -170,11 +170,18 @@ impl Node {
         serde_json::from_slice(&output.stdout).expect("status prints JSON")
     }
 
-    /// What the provider's account holds, nanoTON.
+    /// What the provider's account holds, nanoTON. A node whose chain is busy for some seconds tells none.
     pub fn balance_nano(&self) -> u64 {
-        self.status()["provider"]["balance_nano"]
-            .as_u64()
-            .expect("status tells the provider's balance")
+        let mut balance = None;
+        eventually("status tells the provider's balance", || {
+            let provider = self.status()["provider"].take();
+            balance = provider["balance_nano"].as_u64();
+            if balance.is_none() {
+                eprintln!("no balance yet: {}", provider["error"]);
+            }
+            balance.is_some()
+        });
+        balance.expect("it was told")
     }
 
     /// `cocoon verify` with the policy in this file of the node's folder.
@@ -322,7 +329,15 @@ fn program_path(program: &str) -> PathBuf {
     profile.join(program)
 }
 
+/// A port that nobody else takes between two starts of the node: outside of the range that the kernel gives to
+/// whoever asks for any port (`net.ipv4.ip_local_port_range`), from where an own port could be lost to another
+/// test while the node is down.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port on loopback");
-    listener.local_addr().expect("its address").port()
+    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    // Tests are processes of their own: each begins elsewhere.
+    let first = usize::try_from(std::process::id()).expect("a process id") % PORTS.len();
+    let mut candidates = PORTS.cycle().skip(first).take(PORTS.len());
+    candidates
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port on loopback")
 }
