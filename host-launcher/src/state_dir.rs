@@ -12,8 +12,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::journal::check_space;
 
-/// A killed process is gone within this, QEMU's gigabytes on a very busy machine included.
-const DYING_LIMIT: Duration = Duration::from_secs(10);
+/// How long a start waits for a node that is going: the kernel takes a killed process down step by step, and its
+/// locks are among the last that go, 0.3 s on a busy machine.
+const GOING_LIMIT: Duration = Duration::from_secs(3);
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,20 +62,12 @@ impl StateDir {
         })
     }
 
-    /// [`Self::take`], after waiting for a node that was killed and is not gone yet. The kernel takes a killed
-    /// process down step by step, and its locks and listening sockets are among the last that go: 0.3 s on a busy
-    /// machine. A node that lives is not waited for.
+    /// [`Self::take`], after waiting a little for a node that was killed or ends.
     ///
     /// # Errors
     /// See [`StateDirError`].
     pub async fn take_over(path: &Path) -> Result<Self, StateDirError> {
-        let deadline = tokio::time::Instant::now() + DYING_LIMIT;
-        let holder = fs::read_to_string(path.join("lock")).unwrap_or_default();
-        if let Ok(pid) = holder.trim().parse() {
-            while is_dying(pid) && tokio::time::Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
+        Self::wait_until_free(path, GOING_LIMIT).await;
         Self::take(path)
     }
 
@@ -144,39 +137,6 @@ impl StateDir {
     }
 }
 
-/// Whether this process was killed, or ended, and still has threads that hold its files.
-fn is_dying(pid: u32) -> bool {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    // Its memory goes first, and with it the command line.
-    let no_memory = fs::read(process.join("cmdline")).is_ok_and(|line| line.is_empty());
-    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
-    (no_memory || is_killed(&process)) && threads.into_iter().any(|thread| !is_gone(&thread.path()))
-}
-
-/// Whether SIGKILL (9) waits for the process: `SigPnd` and `ShdPnd` in /proc/PID/status, proc(5), are masks with
-/// signal 1 in the lowest bit.
-fn is_killed(process: &Path) -> bool {
-    const SIGKILL_BIT: u64 = 1 << 8;
-    let status = fs::read_to_string(process.join("status")).unwrap_or_default();
-    let masks = status.lines().filter_map(|line| {
-        line.strip_prefix("SigPnd:")
-            .or_else(|| line.strip_prefix("ShdPnd:"))
-    });
-    masks
-        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .any(|mask| mask & SIGKILL_BIT != 0)
-}
-
-/// Whether a thread has closed its files: it has disappeared, or is a zombie (Z, X), third field in proc(5)'s stat.
-fn is_gone(thread: &Path) -> bool {
-    let Ok(stat) = fs::read_to_string(thread.join("stat")) else {
-        return true;
-    };
-    // The second field is the program's name in parentheses, which may itself hold any character.
-    stat.rsplit_once(')')
-        .is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
-}
-
 /// Replaces a file as a whole: a reader sees the old or the new content.
 ///
 /// # Errors
@@ -207,52 +167,19 @@ mod tests {
         StateDir::take(&path).unwrap();
     }
 
-    /// A process that holds the directory's lock, as its standard input.
-    fn holder(path: &Path) -> std::process::Child {
-        StateDir::create(path).unwrap();
-        let lock = path.join("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&lock)
-            .unwrap();
-        file.try_lock().unwrap();
-        let child = std::process::Command::new("sleep")
-            .arg("600")
-            .stdin(file)
-            .spawn()
-            .unwrap();
-        fs::write(&lock, format!("{}\n", child.id())).unwrap();
-        child
-    }
-
     #[tokio::test]
-    async fn a_node_starts_at_once_after_the_last_one_was_killed() {
+    async fn a_node_that_is_going_is_waited_for_and_one_that_stays_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for round in 0..20 {
-            let path = dir.path().join(round.to_string());
-            let mut child = holder(&path);
-            let refused = StateDir::take_over(&path).await.unwrap_err();
-            assert!(refused.to_string().contains(&child.id().to_string()), "{refused}");
-            child.kill().unwrap();
-            // Nobody has waited for it: it is dying, then a zombie.
-            StateDir::take_over(&path).await.unwrap();
-            child.wait().unwrap();
-        }
-    }
+        let running = StateDir::take(dir.path()).unwrap();
+        let refused = StateDir::take_over(dir.path()).await.unwrap_err();
+        assert!(matches!(refused, StateDirError::Busy { .. }), "{refused}");
 
-    #[test]
-    fn only_a_killed_process_with_open_files_is_dying() {
-        assert!(!is_dying(std::process::id()));
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        while !is_gone(&PathBuf::from(format!("/proc/{}", child.id()))) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert!(!is_dying(child.id()), "a zombie has closed its files");
-        child.wait().unwrap();
-        assert!(!is_dying(child.id()));
+        let going = async {
+            tokio::time::sleep(GOING_LIMIT / 2).await;
+            drop(running);
+        };
+        let (taken, ()) = tokio::join!(StateDir::take_over(dir.path()), going);
+        taken.unwrap();
     }
 
     #[test]
