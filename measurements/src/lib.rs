@@ -9,9 +9,12 @@
 //! and are compared by hash. The library does no I/O except loading manifests, specs and artifacts.
 
 mod authenticode;
+pub mod eventlog;
+pub mod fields;
 mod manifest;
 mod measure;
 mod policy;
+pub mod replay;
 mod spec;
 mod tdvf;
 

@@ -11,6 +11,8 @@ use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError};
 mod input;
 mod output;
 mod predict;
+mod quote;
+mod replay;
 
 /// Predicts, replays, verifies and explains the measurements of a confidential guest.
 ///
@@ -29,6 +31,12 @@ enum Command {
     /// Predict all registers of a launch and write the policy for clients.
     #[command(after_help = EXIT_CODES)]
     Predict(predict::Predict),
+    /// Replay an event log, event by event, and compare it with a quote.
+    #[command(after_help = EXIT_CODES)]
+    Replay(replay::Replay),
+    /// Print a quote or report field by field, without verifying it.
+    #[command(after_help = EXIT_CODES)]
+    Quote(quote::Quote),
 }
 
 /// How the program ends, apart from panics. `docs/MEASUREMENTS.md` has the same table.
@@ -44,6 +52,8 @@ pub(crate) enum Exit {
     Mismatch = 4,
     /// The LaunchSpec asks for something that this version cannot predict.
     Unpredictable = 5,
+    /// What was compared differs.
+    Differs = 10,
 }
 
 const EXIT_CODES: &str = "\
@@ -53,12 +63,15 @@ Exit codes:
   2  the command line is wrong
   3  an input is missing, unreadable or malformed
   4  an artifact is not the one that the manifest names
-  5  the LaunchSpec asks for something that this version cannot predict";
+  5  the LaunchSpec asks for something that this version cannot predict
+  10 what was compared differs";
 
 /// Parses the command line, runs the subcommand and prints its error.
 pub(crate) fn run() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Predict(arguments) => predict::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Quote(arguments) => quote::run(&arguments),
     };
     let exit = outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

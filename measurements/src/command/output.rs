@@ -1,6 +1,10 @@
 //! What goes to standard output and into files.
 
-use std::{fs::File, io::Write, path::Path};
+use std::{
+    fs::File,
+    io::{IsTerminal as _, Write},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -27,6 +31,79 @@ pub(crate) fn print_text(text: &str) -> Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .context(OutputFailed)
+}
+
+/// How a word in a table is to be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tone {
+    /// Holds.
+    Good,
+    /// Does not hold.
+    Bad,
+    /// Not judged, or of less interest.
+    Dim,
+    /// Everything else.
+    Plain,
+}
+
+/// Colours `text` if standard output is a terminal and `NO_COLOR` (no-color.org) is not set.
+pub(crate) fn toned(tone: Tone, text: &str) -> String {
+    let code = match tone {
+        Tone::Good => "32",
+        Tone::Bad => "1;31",
+        Tone::Dim => "2",
+        Tone::Plain => return text.to_owned(),
+    };
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+        && std::io::stdout().is_terminal();
+    if wanted {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Cells in columns, two spaces between them; a cell may have a tone.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<Vec<(Tone, String)>>,
+}
+
+impl Table {
+    /// Adds a row of plain cells.
+    pub(crate) fn row<const N: usize>(&mut self, cells: [&str; N]) {
+        self.toned_row(cells.map(|cell| (Tone::Plain, cell)));
+    }
+
+    /// Adds a row.
+    pub(crate) fn toned_row<const N: usize>(&mut self, cells: [(Tone, &str); N]) {
+        self.rows
+            .push(cells.map(|(tone, cell)| (tone, cell.to_owned())).into());
+    }
+
+    /// The rows, aligned, each with `indent` before it.
+    pub(crate) fn text(&self, indent: &str) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|(_, cell)| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = indent.to_owned();
+            for (column, (tone, cell)) in row.iter().enumerate() {
+                line += &toned(*tone, cell);
+                if column + 1 < row.len() {
+                    line += &" ".repeat(widths[column] - cell.chars().count() + 2);
+                }
+            }
+            text += line.trim_end();
+            text.push('\n');
+        }
+        text
+    }
 }
 
 /// Writes beside the file, then renames: a reader sees the old content or the new one.
