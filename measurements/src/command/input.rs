@@ -45,7 +45,7 @@ fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
         let quote = document["quote"]
             .as_str()
             .context("the JSON has no text under `quote`")?;
-        return Ok(hex::decode(quote.trim()).context("`quote` is not hexadecimal")?);
+        return hex::decode(quote.trim()).context("`quote` is not hexadecimal");
     }
     if let Ok(EvidenceBundle {
         platform: Platform::Tdx { quote },
@@ -60,7 +60,7 @@ fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
         .filter(|byte| !byte.is_ascii_whitespace())
         .collect();
     if !text.is_empty() && text.iter().all(u8::is_ascii_hexdigit) {
-        return Ok(hex::decode(&text).context("the hexadecimal text has an odd number of digits")?);
+        return hex::decode(&text).context("the hexadecimal text has an odd number of digits");
     }
     Ok(bytes)
 }
