@@ -9,6 +9,7 @@
 //! and are compared by hash. The library does no I/O except loading manifests, specs and artifacts.
 
 mod authenticode;
+pub mod diff;
 pub mod eventlog;
 pub mod fields;
 mod manifest;

@@ -7,7 +7,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use cocoon_evidence::{EvidenceBundle, Platform};
 use cocoon_measurements::fields::EVIDENCE_BYTES_MAX;
 
@@ -33,18 +34,33 @@ pub(crate) fn now_s() -> Result<u64> {
 }
 
 /// Reads a piece of evidence: raw bytes, the same as hexadecimal text, an evidence bundle of the agent, or a JSON
-/// object that has the bytes as hexadecimal text under `quote` (dstack's guest agent answers so).
+/// object that has the bytes as hexadecimal text under `quote` (dstack's guest agent answers so) or in base64
+/// under `evidence` (NVIDIA's SDK does).
 pub(crate) fn read_evidence(path: &Path) -> Result<Vec<u8>> {
     let bytes = read_bounded(path, 2 * EVIDENCE_BYTES_MAX)?;
     unwrap_evidence(bytes).with_context(|| format!("{} is not evidence", path.display()))
 }
 
-fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
-    if bytes.trim_ascii_start().starts_with(b"{") {
-        let document: serde_json::Value = serde_json::from_slice(&bytes)?;
+/// Evidence out of the forms that [`read_evidence`] takes.
+pub(crate) fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[')) {
+        let mut document: serde_json::Value = serde_json::from_slice(&bytes)?;
+        if let Some(items) = document.as_array_mut() {
+            ensure!(
+                items.len() == 1,
+                "the JSON has {} pieces of evidence, one is expected",
+                items.len()
+            );
+            document = items.remove(0);
+        }
+        if let Some(evidence) = document["evidence"].as_str() {
+            return BASE64_STANDARD
+                .decode(evidence)
+                .context("`evidence` is not base64");
+        }
         let quote = document["quote"]
             .as_str()
-            .context("the JSON has no text under `quote`")?;
+            .context("the JSON has no text under `quote` or `evidence`")?;
         return hex::decode(quote.trim()).context("`quote` is not hexadecimal");
     }
     if let Ok(EvidenceBundle {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError};
 
+mod diff;
 mod input;
 mod output;
 mod predict;
@@ -37,6 +38,9 @@ enum Command {
     /// Print a quote or report field by field, without verifying it.
     #[command(after_help = EXIT_CODES)]
     Quote(quote::Quote),
+    /// Show what differs between two predictions, replays, verdicts or pieces of evidence.
+    #[command(after_help = EXIT_CODES)]
+    Diff(diff::Arguments),
 }
 
 /// How the program ends, apart from panics. `docs/MEASUREMENTS.md` has the same table.
@@ -72,6 +76,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Predict(arguments) => predict::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Quote(arguments) => quote::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
     };
     let exit = outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -64,6 +64,22 @@ pub(crate) fn toned(tone: Tone, text: &str) -> String {
     }
 }
 
+/// Escapes what could move the cursor or reorder text, and cuts what no screen shows; for text from files.
+pub(crate) fn printable(text: &str) -> String {
+    const CHARS_MAX: usize = 400;
+    let mut shown = String::new();
+    for char in text.chars().take(CHARS_MAX) {
+        match char {
+            ' '..='~' => shown.push(char),
+            other => shown.extend(other.escape_default()),
+        }
+    }
+    if text.chars().nth(CHARS_MAX).is_some() {
+        shown += "...";
+    }
+    shown
+}
+
 /// Cells in columns, two spaces between them; a cell may have a tone.
 #[derive(Default)]
 pub(crate) struct Table {

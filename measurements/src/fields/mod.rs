@@ -3,7 +3,9 @@
 //! This is for reading, not for judging: nothing is verified, a field may lie. Whether evidence is to be
 //! believed is `cocoon-verify`'s work.
 
+mod nvidia;
 mod sgx;
+mod snp;
 mod tdx;
 
 use cocoon_evidence::Digest48;
@@ -91,6 +93,8 @@ impl Fields {
         let mut cursor = Cursor::new(bytes);
         let format = match bytes {
             [3..=5, 0, ..] if tdx::is_quote(bytes) => tdx::quote(&mut cursor)?,
+            _ if snp::is_report(bytes) => snp::report(&mut cursor)?,
+            _ if nvidia::is_report(bytes) => nvidia::report(&mut cursor)?,
             [0x81, ..] if bytes.len() == tdx::TD_REPORT_BYTES => tdx::td_report(&mut cursor)?,
             _ => {
                 let reason = "neither a TDX or SGX quote, a TD report, an SNP report nor a GPU report".into();
@@ -225,6 +229,16 @@ pub(crate) fn number(value: &[u8]) -> String {
         .take(16)
         .fold(0u128, |number, byte| number << 8 | u128::from(*byte));
     number.to_string()
+}
+
+/// Text if it is printable ASCII, with or without a NUL at the end.
+pub(crate) fn text(value: &[u8]) -> String {
+    let text = value.strip_suffix(b"\0").unwrap_or(value);
+    if text.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        text.iter().map(|byte| char::from(*byte)).collect()
+    } else {
+        String::new()
+    }
 }
 
 /// The names of the bits that are set.
