@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cocoon::{Endpoint, Exit};
 use cocoon_protocol::{AccountAddress, NetworkId};
+use cocoon_verify::PolicyKey;
 
 /// Verify a Cocoon guest, then talk to it.
 ///
@@ -61,6 +62,16 @@ pub(crate) struct Target {
     /// What to accept, as `cocoon-measure predict` writes it
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: PathBuf,
+    /// Accept the policy only if this key signed it, in FILE.sig beside it (`cocoon-measure policy sign`); may be
+    /// given several times. Without it the file is taken as your own
+    #[arg(long, value_name = "HEX")]
+    pub(crate) policy_key: Vec<PolicyKey>,
+    /// Refuse policies with a lower number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) policy_number_min: u64,
+    /// Refuse endorsements with a lower TCB evaluation data number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) tcb_evaluation_min: u32,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use std::io;
 use bytes::Bytes;
 use cocoon_evidence::{BUNDLE_BYTES_MAX, BundleError, EvidenceBundle, FreshBinding, TlsBinding};
 use cocoon_protocol::{LaunchDocument, LaunchDocumentError};
-use cocoon_verify::{ENDORSEMENTS_BYTES_MAX, Policy, Refusal, Report, TrustedGuest, appraise};
+use cocoon_verify::{ENDORSEMENTS_BYTES_MAX, Floors, Policy, Refusal, Report, TrustedGuest, appraise};
 use hyper::Method;
 use serde::Serialize;
 
@@ -78,20 +78,22 @@ pub enum ConnectError {
     Random(#[source] io::Error),
 }
 
-/// Connects to a guest and verifies it. `now_s` is the clock, seconds since 1970.
+/// Connects to a guest and verifies it. `floors` is what the caller remembers, `now_s` the clock, seconds since
+/// 1970.
 ///
 /// # Errors
 /// See [`ConnectError`]; until this returns a session, no byte beyond the requests for evidence is sent.
 pub async fn connect(
     endpoint: &Endpoint,
     policy: &Policy,
+    floors: Floors,
     now_s: u64,
     deadlines: &Deadlines,
 ) -> Result<Session, ConnectError> {
     let mut connection = Connection::dial(endpoint, deadlines).await?;
     let leaf = Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
     let endorsements = fetch_endorsements(&mut connection, deadlines).await?;
-    let (certified, certificate_report) = judge_certificate(policy, &leaf, &endorsements, now_s)?;
+    let (certified, certificate_report) = judge_certificate(policy, floors, &leaf, &endorsements, now_s)?;
     let bundle = fetch_evidence(&mut connection, deadlines).await?;
 
     let binding = FreshBinding {
@@ -101,7 +103,14 @@ pub async fn connect(
         role: policy.role(),
         log: bundle.events.replay(),
     };
-    let appraisal = appraise(policy, &bundle, &endorsements, &binding.report_data(), now_s);
+    let appraisal = appraise(
+        policy,
+        floors,
+        &bundle,
+        &endorsements,
+        &binding.report_data(),
+        now_s,
+    );
     let verification = Verification {
         certificate: certificate_report,
         fresh: Some(appraisal.report.clone()),
@@ -121,6 +130,7 @@ pub async fn connect(
 
 fn judge_certificate(
     policy: &Policy,
+    floors: Floors,
     leaf: &Leaf,
     endorsements: &[u8],
     now_s: u64,
@@ -138,7 +148,14 @@ fn judge_certificate(
         role: policy.role(),
         log: events.replay(),
     };
-    let appraisal = appraise(policy, &leaf.bundle, endorsements, &binding.report_data(), now_s);
+    let appraisal = appraise(
+        policy,
+        floors,
+        &leaf.bundle,
+        endorsements,
+        &binding.report_data(),
+        now_s,
+    );
     let report = appraisal.report.clone();
     match appraisal.into_trusted() {
         Ok(guest) => Ok((guest, report)),

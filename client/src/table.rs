@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use cocoon_verify::{Check, Fault, Refusal, Verdict};
+use cocoon_verify::{Check, Fault, Refusal, Report, Verdict};
 
 use crate::{Verification, plain};
 
@@ -33,8 +33,17 @@ pub fn render(verification: &Verification, accepted: bool, style: Style) -> Stri
         );
         section(&mut text, &title, &new, style);
     }
+    line(&mut text, &policy_line(&verification.certificate));
     text.push_str(&verdict_line(verification, accepted, style));
     text
+}
+
+fn policy_line(report: &Report) -> String {
+    let signer = match &report.policy_signer {
+        Some(key) => format!("signed by {key}"),
+        None => "not signed: taken as your own file".to_owned(),
+    };
+    format!("policy number {}, {signer}", report.policy_number)
 }
 
 /// What a refusal means: the failed checks, whose fault each is and what that usually means.
@@ -75,7 +84,7 @@ fn section(text: &mut String, title: &str, checks: &[&Check], style: Style) {
         line(
             text,
             &row(
-                check.name,
+                &check.name,
                 &short(&check.expected),
                 &short(&check.actual),
                 &verdict,
@@ -159,13 +168,13 @@ fn verdict_line(verification: &Verification, accepted: bool, style: Style) -> St
 
 #[cfg(test)]
 mod tests {
-    use cocoon_verify::{RefusalClass, Report};
+    use cocoon_verify::RefusalClass;
 
     use super::*;
 
     fn verification(simulated: bool, verdict: Verdict) -> Verification {
         let check = |name, verdict| Check {
-            name,
+            name: std::borrow::Cow::Borrowed(name),
             expected: "ab".repeat(48),
             actual: "cd\u{1b}[2J\n".repeat(16),
             verdict,
@@ -174,6 +183,8 @@ mod tests {
         };
         let report = Report {
             simulated,
+            policy_number: 7,
+            policy_signer: None,
             checks: vec![check("MRTD", Verdict::Simulated), check("RTMR2", verdict)],
         };
         Verification {

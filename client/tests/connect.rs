@@ -12,7 +12,7 @@ use cocoon::{
 };
 use cocoon_evidence::Digest48;
 use cocoon_simulator::SimulatedPlatform;
-use cocoon_verify::{Policy, RefusalClass};
+use cocoon_verify::{Expect, Floors, Policy, RefusalClass};
 use ed25519_dalek::SigningKey;
 use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Node, Reply, Script, TOKENS, now_s};
 
@@ -28,7 +28,14 @@ fn platform() -> SimulatedPlatform {
 }
 
 async fn dial(node: &Node, policy: &Policy) -> Result<Session, ConnectError> {
-    connect(&node.endpoint, policy, now_s(), &Deadlines::default()).await
+    connect(
+        &node.endpoint,
+        policy,
+        Floors::default(),
+        now_s(),
+        &Deadlines::default(),
+    )
+    .await
 }
 
 /// Deadlines for a node that is known to stall.
@@ -108,7 +115,7 @@ async fn a_verified_node_answers_with_a_true_receipt() {
 async fn a_wrong_policy_sends_nothing() {
     let guest = Guest::boot(&platform(), 1);
     let mut terms = guest.policy_terms();
-    terms.registers.rtmr2 = vec![Digest48::of(b"another command line")];
+    terms.tdx_mut().unwrap().registers.rtmr2 = Expect::exact(Digest48::of(b"another command line"));
     let node = Node::honest(guest).await;
     let error = dial(&node, &Policy::new(terms).unwrap()).await.unwrap_err();
     assert_class(&error, RefusalClass::Policy, Exit::Policy);
@@ -253,7 +260,7 @@ async fn a_node_that_stalls_is_given_up() {
             Step::Handshake => deadlines.handshake = short().handshake,
             _ => deadlines.exchange = short().exchange,
         }
-        let error = connect(&node.endpoint, &policy, now_s(), &deadlines)
+        let error = connect(&node.endpoint, &policy, Floors::default(), now_s(), &deadlines)
             .await
             .unwrap_err();
         assert!(
@@ -273,9 +280,15 @@ async fn nobody_at_the_address_is_unreachable() {
     let endpoint = node.endpoint.clone();
     drop(node);
     tokio::task::yield_now().await;
-    let error = connect(&endpoint, &policy, now_s(), &Deadlines::default())
-        .await
-        .unwrap_err();
+    let error = connect(
+        &endpoint,
+        &policy,
+        Floors::default(),
+        now_s(),
+        &Deadlines::default(),
+    )
+    .await
+    .unwrap_err();
     assert_eq!(Exit::from(&error), Exit::Unreachable, "{error:?}");
 }
 

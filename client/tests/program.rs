@@ -15,7 +15,7 @@ use std::{
 use cocoon_protocol::{AccountAddress, SignedReceipt};
 use cocoon_settlement::{LocalChain, LocalChainHandle};
 use cocoon_simulator::SimulatedPlatform;
-use cocoon_verify::Policy;
+use cocoon_verify::{Expect, Policy};
 use node::{ANSWER, DAY_S, Guest, Identity, Node, Script, now_s};
 use serde_json::Value;
 
@@ -230,7 +230,8 @@ async fn what_no_grant_reserves_can_be_withdrawn() {
 async fn a_wrong_policy_sends_nothing_and_touches_no_wallet() {
     let world = World::new().await;
     let mut terms = Guest::boot(&world.platform, 1).policy_terms();
-    terms.registers.rtmr1 = vec![cocoon_evidence::Digest48::of(b"another kernel")];
+    terms.tdx_mut().unwrap().registers.rtmr1 =
+        Expect::exact(cocoon_evidence::Digest48::of(b"another kernel"));
     fs::write(world.path("wrong.toml"), Policy::new(terms).unwrap().to_toml()).unwrap();
 
     let verified = world.verify("wrong.toml", &[]).await;

@@ -2,8 +2,9 @@
 
 use cocoon_evidence::Digest48;
 use cocoon_verify::{
-    Bits64, EventTerms, GpuEvidenceRule, POLICY_VERSION, PlatformKind, PlatformTerms, Policy, PolicyError,
-    PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms, UsageKeyRule,
+    Bits64, DocumentTerms, EventTerms, Expect, GpuEvidenceRule, HardwareTerms, POLICY_VERSION, PlatformTerms,
+    Policy, PolicyError, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms,
+    TdxExpectations, UsageKeyRule,
 };
 use serde::Deserialize;
 
@@ -71,37 +72,38 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
     };
     let model = model_event(inputs.launch_document)?;
     let prediction = inputs.prediction;
-    let unset = || vec![Digest48::ZERO];
+    let unset = || Expect::exact(Digest48::ZERO);
     Ok(Policy::new(PolicyTerms {
         version: POLICY_VERSION,
         number: inputs.number,
         expires_s: inputs.expires_s,
         role: PolicyRole::Inference,
         platform: PlatformTerms {
-            kind: PlatformKind::Tdx,
             simulated: true,
             root_pem: inputs.root_pem.to_owned(),
         },
-        registers: RegisterTerms {
-            mrtd: vec![prediction.mrtd],
-            rtmr0: vec![prediction.rtmr0],
-            rtmr1: vec![prediction.rtmr1],
-            rtmr2: vec![prediction.rtmr2],
-            mr_config_id: unset(),
-            mr_owner: unset(),
-            mr_owner_config: unset(),
-        },
-        td: TdTerms {
-            attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
-            xfam: Bits64(SIMULATED_XFAM),
-        },
-        tcb: TcbTerms {
-            accepted: vec![TcbStatusName::UP_TO_DATE],
-            evaluation_number_min: inputs.tcb_evaluation_number_min,
-        },
+        hardware: HardwareTerms::Tdx(TdxExpectations {
+            registers: RegisterTerms {
+                mrtd: Expect::exact(prediction.mrtd),
+                rtmr0: Expect::exact(prediction.rtmr0),
+                rtmr1: Expect::exact(prediction.rtmr1),
+                rtmr2: Expect::exact(prediction.rtmr2),
+                mr_config_id: unset(),
+                mr_owner: unset(),
+                mr_owner_config: unset(),
+            },
+            td: TdTerms {
+                attributes: Expect::exact(Bits64(SIMULATED_TD_ATTRIBUTES)),
+                xfam: Expect::exact(Bits64(SIMULATED_XFAM)),
+            },
+            tcb: TcbTerms {
+                accepted: vec![TcbStatusName::UP_TO_DATE],
+                evaluation_number_min: inputs.tcb_evaluation_number_min,
+            },
+        }),
         events: EventTerms {
-            launch_document: vec![Digest48::of(inputs.launch_document)],
-            model: vec![Digest48::of(model.as_bytes())],
+            launch_document: DocumentTerms::exact(Digest48::of(inputs.launch_document)),
+            model: Expect::exact(Digest48::of(model.as_bytes())),
             usage_key: UsageKeyRule::Bound,
             gpu_evidence: GpuEvidenceRule::None,
             ready: ReadyRule::Empty,

@@ -22,7 +22,7 @@ struct Timings {
 }
 
 pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let policy = super::load_policy(&args.target.policy)?;
+    let policy = super::load_policy(&args.target)?;
     let config = super::load_ton_config(&args.ton_config)?;
     let prompt = prompt(&args.prompt, io::stdin())?;
 

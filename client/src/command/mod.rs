@@ -15,9 +15,9 @@ use std::{
 use anyhow::Context as _;
 use cocoon::Exit;
 use cocoon_settlement::GlobalConfig;
-use cocoon_verify::{POLICY_BYTES_MAX, Policy};
+use cocoon_verify::{POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, Policy};
 
-use crate::cli::{Command, DepositCommand};
+use crate::cli::{Command, DepositCommand, Target};
 
 /// An error and the exit code that it ends with.
 #[derive(Debug)]
@@ -57,20 +57,27 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn load_policy(path: &Path) -> Result<Policy, Failure> {
-    let attempt = || {
-        let mut text = String::new();
-        File::open(path)?
-            .take(POLICY_BYTES_MAX as u64 + 1)
-            .read_to_string(&mut text)?;
-        Ok::<_, io::Error>(text)
-    };
-    let text = attempt()
-        .with_context(|| format!("the policy {} cannot be read", path.display()))
-        .map_err(Failure::usage)?;
-    Policy::parse(&text)
-        .with_context(|| format!("the policy {} cannot be used", path.display()))
+fn load_policy(target: &Target) -> Result<Policy, Failure> {
+    let path = &target.policy;
+    let text = read_text(path, POLICY_BYTES_MAX).map_err(Failure::usage)?;
+    let attempt = || format!("the policy {} cannot be used", path.display());
+    if target.policy_key.is_empty() {
+        return Policy::parse(&text).with_context(attempt).map_err(Failure::usage);
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".sig");
+    let signatures = read_text(Path::new(&beside), POLICY_SIGNATURE_BYTES_MAX).map_err(Failure::usage)?;
+    Policy::parse_signed(&text, &signatures, &target.policy_key)
+        .with_context(attempt)
         .map_err(Failure::usage)
+}
+
+fn read_text(path: &Path, bytes_max: usize) -> Result<String, anyhow::Error> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(bytes_max as u64 + 1).read_to_string(&mut text))
+        .with_context(|| format!("the file {} cannot be read", path.display()))?;
+    Ok(text)
 }
 
 fn load_ton_config(path: &Path) -> Result<GlobalConfig, Failure> {

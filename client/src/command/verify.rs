@@ -3,14 +3,14 @@
 use std::io::{self, IsTerminal as _};
 
 use cocoon::{ConnectError, Deadlines, Exit, Session, Style, Verification};
-use cocoon_verify::Policy;
+use cocoon_verify::{Floors, Policy};
 use serde_json::{Value, json};
 
 use super::Failure;
 use crate::cli::{Target, VerifyArgs};
 
 pub(super) async fn run(args: &VerifyArgs) -> Result<(), Failure> {
-    let policy = super::load_policy(&args.target.policy)?;
+    let policy = super::load_policy(&args.target)?;
     match connect(&args.target, &policy).await {
         Ok(session) => {
             let verification = session.verification();
@@ -38,7 +38,11 @@ pub(super) async fn run(args: &VerifyArgs) -> Result<(), Failure> {
 
 /// Connects and verifies with this machine's clock.
 pub(super) async fn connect(target: &Target, policy: &Policy) -> Result<Session, ConnectError> {
-    cocoon::connect(&target.url, policy, crate::now_s(), &Deadlines::default()).await
+    let floors = Floors {
+        policy_number: target.policy_number_min,
+        tcb_evaluation_number: target.tcb_evaluation_min,
+    };
+    cocoon::connect(&target.url, policy, floors, crate::now_s(), &Deadlines::default()).await
 }
 
 /// What was judged before the error.

@@ -33,8 +33,9 @@ use cocoon_simulator::{
     SimulatedPlatform, SimulatedTd,
 };
 use cocoon_verify::{
-    Bits64, EventTerms, GpuEvidenceRule, POLICY_VERSION, PlatformKind, PlatformTerms, Policy, PolicyRole,
-    PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms, UsageKeyRule,
+    Bits64, DocumentTerms, EventTerms, Expect, GpuEvidenceRule, HardwareTerms, POLICY_VERSION, PlatformTerms,
+    Policy, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms,
+    TdxExpectations, UsageKeyRule,
 };
 use ed25519_dalek::SigningKey;
 use http_body_util::{BodyExt as _, Full};
@@ -178,37 +179,38 @@ impl Guest {
     }
 
     pub(crate) fn policy_terms(&self) -> PolicyTerms {
-        let digest = |kind| vec![Digest48::of(self.log.payload(kind).unwrap())];
+        let digest = |kind| Digest48::of(self.log.payload(kind).unwrap());
         PolicyTerms {
             version: POLICY_VERSION,
             number: 1,
             expires_s: now_s() + 3600,
             role: PolicyRole::Inference,
             platform: PlatformTerms {
-                kind: PlatformKind::Tdx,
                 simulated: true,
                 root_pem: self.platform.root_pem().to_owned(),
             },
-            registers: RegisterTerms {
-                mrtd: vec![self.registers.mrtd],
-                rtmr0: vec![self.registers.rtmr0],
-                rtmr1: vec![self.registers.rtmr1],
-                rtmr2: vec![self.registers.rtmr2],
-                mr_config_id: vec![Digest48::ZERO],
-                mr_owner: vec![Digest48::ZERO],
-                mr_owner_config: vec![Digest48::ZERO],
-            },
-            td: TdTerms {
-                attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
-                xfam: Bits64(SIMULATED_XFAM),
-            },
-            tcb: TcbTerms {
-                accepted: vec![TcbStatusName::UP_TO_DATE],
-                evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
-            },
+            hardware: HardwareTerms::Tdx(TdxExpectations {
+                registers: RegisterTerms {
+                    mrtd: Expect::exact(self.registers.mrtd),
+                    rtmr0: Expect::exact(self.registers.rtmr0),
+                    rtmr1: Expect::exact(self.registers.rtmr1),
+                    rtmr2: Expect::exact(self.registers.rtmr2),
+                    mr_config_id: Expect::exact(Digest48::ZERO),
+                    mr_owner: Expect::exact(Digest48::ZERO),
+                    mr_owner_config: Expect::exact(Digest48::ZERO),
+                },
+                td: TdTerms {
+                    attributes: Expect::exact(Bits64(SIMULATED_TD_ATTRIBUTES)),
+                    xfam: Expect::exact(Bits64(SIMULATED_XFAM)),
+                },
+                tcb: TcbTerms {
+                    accepted: vec![TcbStatusName::UP_TO_DATE],
+                    evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
+                },
+            }),
             events: EventTerms {
-                launch_document: digest(EventKind::LaunchDocument),
-                model: digest(EventKind::Model),
+                launch_document: DocumentTerms::exact(digest(EventKind::LaunchDocument)),
+                model: Expect::exact(digest(EventKind::Model)),
                 usage_key: UsageKeyRule::Bound,
                 gpu_evidence: GpuEvidenceRule::None,
                 ready: ReadyRule::Empty,

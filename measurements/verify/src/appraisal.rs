@@ -5,12 +5,14 @@
 
 mod events;
 
+use std::borrow::Cow;
+
 use cocoon_evidence::{Digest48, EventKind, EventLog, EvidenceBundle, Platform, ReportData};
 use dcap_qvl::{QuoteClaims, quote::TDReport10};
 
 use crate::{
     endorsements::{self, date_text},
-    policy::{Bits64, PlatformKind, Policy},
+    policy::{Bits64, Comparison, Expect, Floors, HardwareTerms, Policy, TdxExpectations},
     quote::ParsedQuote,
     report::{Check, Fault, Refusal, RefusalClass, Report, Verdict},
 };
@@ -81,31 +83,33 @@ impl Appraisal {
     }
 }
 
-/// Judges `bundle` against `policy`.
+/// Judges `bundle` against `policy`, which must not be older than the caller's `floors`.
 ///
 /// `endorsements` is the JSON of dcap-qvl's `QuoteCollateralV3`, from whoever carries it. `report_data` is what
 /// the quote must bind on this connection: [`cocoon_evidence::TlsBinding`] or [`cocoon_evidence::FreshBinding`]
 /// over [`Policy::role`] and the bundle's own log. `now_s` is the caller's clock, seconds since 1970.
 pub fn appraise(
     policy: &Policy,
+    floors: Floors,
     bundle: &EvidenceBundle,
     endorsements: &[u8],
     report_data: &ReportData,
     now_s: u64,
 ) -> Appraisal {
-    let (PlatformKind::Tdx, Platform::Tdx { quote }) = (policy.terms().platform.kind, &bundle.platform);
+    let (HardwareTerms::Tdx(tdx), Platform::Tdx { quote }) = (&policy.terms().hardware, &bundle.platform);
     let mut rows = Rows::new(policy.is_simulated());
+    check_policy_number(&mut rows, policy, floors);
     check_policy_expiry(&mut rows, policy, now_s);
     let parsed = check_format(&mut rows, quote);
     let claims = check_authenticity(&mut rows, policy, parsed.as_ref(), endorsements, now_s);
-    check_tcb(&mut rows, policy, claims.as_ref());
+    check_tcb(&mut rows, tdx, floors, claims.as_ref());
     let claimed = parsed.as_ref().map(ParsedQuote::claimed);
     check_report_data(&mut rows, report_data, claimed);
-    check_td(&mut rows, policy, claimed);
-    check_registers(&mut rows, policy, claimed);
+    check_td(&mut rows, tdx, claimed);
+    check_registers(&mut rows, tdx, claimed);
     events::check(&mut rows, policy, bundle, claimed);
 
-    let report = rows.into_report();
+    let report = rows.into_report(policy);
     let outcome = match report.refusal() {
         Some(refusal) => Err(refusal),
         None => trusted(policy, bundle, claims).ok_or_else(|| Refusal {
@@ -140,7 +144,7 @@ struct Rows {
 
 /// A row before its verdict.
 struct Row {
-    name: &'static str,
+    name: Cow<'static, str>,
     expected: String,
     actual: String,
     fault: Fault,
@@ -186,18 +190,32 @@ impl Rows {
         }
     }
 
-    fn into_report(self) -> Report {
+    fn into_report(self, policy: &Policy) -> Report {
         Report {
             simulated: self.simulated,
+            policy_number: policy.terms().number,
+            policy_signer: policy.signer().map(|key| key.to_string()),
             checks: self.checks,
         }
     }
 }
 
+fn check_policy_number(rows: &mut Rows, policy: &Policy, floors: Floors) {
+    let number = policy.terms().number;
+    let row = Row {
+        name: "policy number".into(),
+        expected: format!("at least {}", floors.policy_number),
+        actual: number.to_string(),
+        fault: Fault::Policy,
+        class: RefusalClass::Policy,
+    };
+    rows.local(row, number >= floors.policy_number);
+}
+
 fn check_policy_expiry(rows: &mut Rows, policy: &Policy, now_s: u64) {
     let expires_s = policy.terms().expires_s;
     let row = Row {
-        name: "policy expiry",
+        name: "policy expiry".into(),
         expected: format!("before {}", date_text(expires_s)),
         actual: date_text(now_s),
         fault: Fault::Policy,
@@ -209,7 +227,7 @@ fn check_policy_expiry(rows: &mut Rows, policy: &Policy, now_s: u64) {
 fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<ParsedQuote<'a>> {
     let parsed = ParsedQuote::parse(quote);
     let row = Row {
-        name: "quote format",
+        name: "quote format".into(),
         expected: "a TDX quote, version 4 or 5, every byte accounted for".into(),
         actual: match &parsed {
             Ok(_) => format!("{} bytes", quote.len()),
@@ -232,7 +250,7 @@ fn check_authenticity(
 ) -> Option<QuoteClaims> {
     let collateral = endorsements::parse(endorsements);
     let row = Row {
-        name: "endorsements",
+        name: "endorsements".into(),
         expected: "collateral for a TDX quote".into(),
         actual: match &collateral {
             Ok(_) => format!("{} bytes", endorsements.len()),
@@ -301,7 +319,7 @@ fn push_signature(rows: &mut Rows, policy: &Policy, reason: Option<String>) {
         .as_deref()
         .map_or((RefusalClass::Signature, Fault::Host), class_of);
     let row = Row {
-        name: "quote signature",
+        name: "quote signature".into(),
         expected: policy.root().label(),
         actual: reason.unwrap_or_else(|| "verified up to that root".into()),
         fault,
@@ -334,7 +352,7 @@ fn class_of(reason: &str) -> (RefusalClass, Fault) {
 
 fn push_freshness(rows: &mut Rows, claims: Option<&QuoteClaims>, now_s: u64, verdict: Verdict) {
     let row = Row {
-        name: "endorsement freshness",
+        name: "endorsement freshness".into(),
         expected: claims.map_or_else(
             || "issued by the platform root and not expired".into(),
             |claims| {
@@ -352,10 +370,11 @@ fn push_freshness(rows: &mut Rows, claims: Option<&QuoteClaims>, now_s: u64, ver
     rows.push(row, verdict);
 }
 
-fn check_tcb(rows: &mut Rows, policy: &Policy, claims: Option<&QuoteClaims>) {
-    let terms = &policy.terms().tcb;
+fn check_tcb(rows: &mut Rows, tdx: &TdxExpectations, floors: Floors, claims: Option<&QuoteClaims>) {
+    let terms = &tdx.tcb;
+    let number_min = terms.evaluation_number_min.max(floors.tcb_evaluation_number);
     let status = Row {
-        name: "TCB status",
+        name: "TCB status".into(),
         expected: any_of(&terms.accepted),
         actual: claims.map_or_else(unproven, |claims| {
             let mut text = claims.tcb.status.to_string();
@@ -368,8 +387,8 @@ fn check_tcb(rows: &mut Rows, policy: &Policy, claims: Option<&QuoteClaims>) {
         class: RefusalClass::Tcb,
     };
     let number = Row {
-        name: "TCB evaluation number",
-        expected: format!("at least {}", terms.evaluation_number_min),
+        name: "TCB evaluation number".into(),
+        expected: format!("at least {number_min}"),
         actual: claims.map_or_else(unproven, |claims| claims.tcb.eval_data_number.to_string()),
         fault: Fault::Host,
         class: RefusalClass::Tcb,
@@ -381,12 +400,12 @@ fn check_tcb(rows: &mut Rows, policy: &Policy, claims: Option<&QuoteClaims>) {
     };
     let accepted = terms.accepted.iter().any(|name| name.0 == claims.tcb.status);
     rows.proven(status, accepted);
-    rows.proven(number, claims.tcb.eval_data_number >= terms.evaluation_number_min);
+    rows.proven(number, claims.tcb.eval_data_number >= number_min);
 }
 
 fn check_report_data(rows: &mut Rows, expected: &ReportData, claimed: Option<&TDReport10>) {
     let row = |actual| Row {
-        name: "report data",
+        name: "report data".into(),
         expected: hex::encode(expected.0),
         actual,
         fault: Fault::Network,
@@ -401,26 +420,18 @@ fn check_report_data(rows: &mut Rows, expected: &ReportData, claimed: Option<&TD
     }
 }
 
-fn check_td(rows: &mut Rows, policy: &Policy, claimed: Option<&TDReport10>) {
-    let terms = &policy.terms().td;
+fn check_td(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TDReport10>) {
     let bits = |bytes| Bits64(u64::from_le_bytes(bytes));
-    let values = [
-        (
-            "TD attributes",
-            terms.attributes,
-            claimed.map(|report| bits(report.td_attributes)),
-        ),
-        ("XFAM", terms.xfam, claimed.map(|report| bits(report.xfam))),
-    ];
-    for (name, expected, actual) in values {
-        compare(rows, name, Fault::Host, &[expected], actual);
-    }
+    let attributes = claimed.map(|report| bits(report.td_attributes));
+    compare(rows, "TD attributes", Fault::Host, &tdx.td.attributes, attributes);
+    let xfam = claimed.map(|report| bits(report.xfam));
+    compare(rows, "XFAM", Fault::Host, &tdx.td.xfam, xfam);
 }
 
-fn check_registers(rows: &mut Rows, policy: &Policy, claimed: Option<&TDReport10>) {
+fn check_registers(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TDReport10>) {
     type Field = fn(&TDReport10) -> [u8; 48];
-    let terms = &policy.terms().registers;
-    let registers: [(_, _, &[Digest48], Field); 7] = [
+    let terms = &tdx.registers;
+    let registers: [(_, _, &Expect<Digest48>, Field); 7] = [
         ("MRTD", Fault::GuestImage, &terms.mrtd, |report| report.mr_td),
         ("RTMR0", Fault::Host, &terms.rtmr0, |report| report.rt_mr0),
         ("RTMR1", Fault::GuestImage, &terms.rtmr1, |report| report.rt_mr1),
@@ -434,34 +445,46 @@ fn check_registers(rows: &mut Rows, policy: &Policy, claimed: Option<&TDReport10
         }),
     ];
     for (name, fault, expected, field) in registers {
-        compare(
-            rows,
-            name,
-            fault,
-            expected,
-            claimed.map(|report| Digest48(field(report))),
-        );
+        let actual = claimed.map(|report| Digest48(field(report)));
+        compare(rows, name, fault, expected, actual);
     }
 }
 
+/// A row about a value that the policy lists. One that the policy does not compare is SKIP, which refuses the
+/// guest: such a policy is for looking, not for trusting.
 fn compare<T: PartialEq + std::fmt::Display>(
     rows: &mut Rows,
-    name: &'static str,
+    name: impl Into<Cow<'static, str>>,
     fault: Fault,
-    expected: &[T],
+    expected: &Expect<T>,
     actual: Option<T>,
 ) {
-    let row = Row {
-        name,
-        expected: any_of(expected),
+    let mut row = Row {
+        name: name.into(),
+        expected: expected.to_string(),
         actual: actual.as_ref().map_or_else(unproven, ToString::to_string),
         fault,
         class: RefusalClass::Policy,
     };
-    match actual {
-        Some(actual) => rows.proven(row, expected.contains(&actual)),
+    match actual.as_ref().map(|actual| expected.compare(actual)) {
+        Some(Comparison::Equal(profile)) => {
+            if let Some(profile) = profile {
+                row.actual += &format!(" ({profile})");
+            }
+            rows.proven(row, true);
+        }
+        Some(Comparison::Different) => rows.proven(row, false),
+        Some(Comparison::NotCompared) => not_compared(rows, row),
         None => rows.push(row, Verdict::Skip),
     }
+}
+
+fn not_compared(rows: &mut Rows, row: Row) {
+    let row = Row {
+        fault: Fault::Policy,
+        ..row
+    };
+    rows.push(row, Verdict::Skip);
 }
 
 fn any_of<T: std::fmt::Display>(values: &[T]) -> String {

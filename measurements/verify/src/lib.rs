@@ -19,9 +19,11 @@ mod root;
 pub use appraisal::{Appraisal, PlatformId, TrustedGuest, appraise};
 pub use endorsements::ENDORSEMENTS_BYTES_MAX;
 pub use policy::{
-    Bits64, EventTerms, GpuEvidenceRule, POLICY_BYTES_MAX, POLICY_VERSION, PlatformKind, PlatformTerms,
-    Policy, PolicyError, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms,
-    UsageKeyRule,
+    ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule, FieldValue,
+    Floors, GpuEvidenceRule, HardwareTerms, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, POLICY_VERSION,
+    PlatformKind, PlatformTerms, Policy, PolicyError, PolicyKey, PolicyKeyError, PolicyRole, PolicyTerms,
+    ReadyRule, RegisterTerms, SignedPolicyError, TcbStatusName, TcbTerms, TdTerms, TdxExpectations,
+    UsageKeyRule, sign_policy,
 };
 pub use report::{Check, Fault, Refusal, RefusalClass, Report, Verdict};
 pub use root::{

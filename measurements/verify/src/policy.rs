@@ -1,13 +1,26 @@
 //! What a verifier accepts, as a TOML file. Every register, attribute and event has an expectation; what is
 //! not stated is refused, and so is an unknown key, so that a misspelt rule cannot pass for a missing one.
 
+mod bits;
+mod document;
+mod expect;
+mod file;
+mod signature;
+
 use std::fmt;
 
 use cocoon_evidence::{Digest48, Role};
 use dcap_qvl::TcbStatus;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
 use crate::root::{Root, RootError};
+
+pub use bits::Bits64;
+pub(crate) use document::judge_fields;
+pub use document::{FieldAccepts, FieldRule, FieldValue};
+pub(crate) use expect::Comparison;
+pub use expect::{ANY_INSECURE, Accepted, Expect};
+pub use signature::{POLICY_SIGNATURE_BYTES_MAX, PolicyKey, PolicyKeyError, SignedPolicyError, sign_policy};
 
 /// The version of the format that this crate reads and writes.
 pub const POLICY_VERSION: u32 = 1;
@@ -41,9 +54,9 @@ pub enum PolicyError {
     Root(#[from] RootError),
 }
 
-/// The rules as they stand in the file.
+/// The rules of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "file::PolicyFile", into = "file::PolicyFile")]
 pub struct PolicyTerms {
     /// [`POLICY_VERSION`].
     pub version: u32,
@@ -55,14 +68,51 @@ pub struct PolicyTerms {
     pub role: PolicyRole,
     /// Who vouches for the evidence.
     pub platform: PlatformTerms,
+    /// What the platform measured.
+    pub hardware: HardwareTerms,
+    /// The events of RTMR3.
+    pub events: EventTerms,
+}
+
+impl PolicyTerms {
+    /// The rules for TDX, if it is TDX.
+    pub fn tdx(&self) -> Option<&TdxExpectations> {
+        let HardwareTerms::Tdx(tdx) = &self.hardware;
+        Some(tdx)
+    }
+
+    /// The same, to be changed.
+    pub fn tdx_mut(&mut self) -> Option<&mut TdxExpectations> {
+        let HardwareTerms::Tdx(tdx) = &mut self.hardware;
+        Some(tdx)
+    }
+}
+
+/// `platform.kind`, and the tables that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HardwareTerms {
+    /// Intel TDX: `[registers]`, `[td]` and `[tcb]`.
+    Tdx(TdxExpectations),
+}
+
+impl HardwareTerms {
+    /// `platform.kind`.
+    pub fn kind(&self) -> PlatformKind {
+        match self {
+            Self::Tdx(_) => PlatformKind::Tdx,
+        }
+    }
+}
+
+/// What is expected of a TDX guest and its platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TdxExpectations {
     /// The measured values.
     pub registers: RegisterTerms,
     /// How the TD was configured.
     pub td: TdTerms,
     /// How current the platform must be.
     pub tcb: TcbTerms,
-    /// The events of RTMR3.
-    pub events: EventTerms,
 }
 
 /// `role`.
@@ -89,36 +139,33 @@ pub enum PlatformKind {
     Tdx,
 }
 
-/// `[platform]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `[platform]`, apart from its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlatformTerms {
-    /// Which hardware.
-    pub kind: PlatformKind,
     /// Whether `root_pem` is a simulator's root. Must be stated either way.
     pub simulated: bool,
     /// The root certificate: [`crate::INTEL_SGX_ROOT_CA_PEM`], or that of one simulated platform.
     pub root_pem: String,
 }
 
-/// `[registers]`: for each the accepted values, at least one.
+/// `[registers]`: for each the accepted values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterTerms {
     /// Firmware, as it was loaded.
-    pub mrtd: Vec<Digest48>,
+    pub mrtd: Expect<Digest48>,
     /// Firmware configuration and virtual hardware.
-    pub rtmr0: Vec<Digest48>,
+    pub rtmr0: Expect<Digest48>,
     /// What the firmware started: the kernel.
-    pub rtmr1: Vec<Digest48>,
+    pub rtmr1: Expect<Digest48>,
     /// What the kernel was told: the command line.
-    pub rtmr2: Vec<Digest48>,
+    pub rtmr2: Expect<Digest48>,
     /// MRCONFIGID, set by the host when it makes the TD.
-    pub mr_config_id: Vec<Digest48>,
+    pub mr_config_id: Expect<Digest48>,
     /// MROWNER, likewise.
-    pub mr_owner: Vec<Digest48>,
+    pub mr_owner: Expect<Digest48>,
     /// MROWNERCONFIG, likewise.
-    pub mr_owner_config: Vec<Digest48>,
+    pub mr_owner_config: Expect<Digest48>,
 }
 
 /// `[td]`.
@@ -127,9 +174,9 @@ pub struct RegisterTerms {
 pub struct TdTerms {
     /// TD attributes, exactly: debug, migration and unknown bits are refused unless they are stated here, and
     /// the quote verifier refuses most of them even then.
-    pub attributes: Bits64,
+    pub attributes: Expect<Bits64>,
     /// Extended features that the TD may use, exactly.
-    pub xfam: Bits64,
+    pub xfam: Expect<Bits64>,
 }
 
 /// `[tcb]`.
@@ -144,19 +191,34 @@ pub struct TcbTerms {
 }
 
 /// `[events]`: what RTMR3 must record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventTerms {
-    /// SHA-384 of the accepted launch documents, at least one.
-    pub launch_document: Vec<Digest48>,
-    /// SHA-384 of the accepted payloads of the model event, at least one.
-    pub model: Vec<Digest48>,
+    /// What the host may ask the guest to run.
+    pub launch_document: DocumentTerms,
+    /// SHA-384 of the accepted payloads of the model event.
+    pub model: Expect<Digest48>,
     /// The key is new at every boot.
     pub usage_key: UsageKeyRule,
     /// What the guest measured of its GPUs.
     pub gpu_evidence: GpuEvidenceRule,
     /// The last event.
     pub ready: ReadyRule,
+}
+
+/// `events.launch_document`, or `[[events.launch_document_fields]]` in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DocumentTerms {
+    /// SHA-384 of the accepted documents.
+    Digest(Expect<Digest48>),
+    /// A rule for every value in the document.
+    Fields(Vec<FieldRule>),
+}
+
+impl DocumentTerms {
+    /// This document and no other.
+    pub fn exact(digest: Digest48) -> Self {
+        Self::Digest(Expect::exact(digest))
+    }
 }
 
 /// `events.usage_key`.
@@ -186,40 +248,6 @@ pub enum ReadyRule {
     Empty,
 }
 
-/// Sixty-four bits, as `0x` and 16 hexadecimal digits: the number that the eight bytes in a TD report form in
-/// little-endian order.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Bits64(pub u64);
-
-impl fmt::Display for Bits64 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#018x}", self.0)
-    }
-}
-
-impl fmt::Debug for Bits64 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for Bits64 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Bits64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.strip_prefix("0x")
-            .filter(|digits| digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-            .map(Self)
-            .ok_or_else(|| de::Error::custom(format!("{text:?} is not 0x and 16 hexadecimal digits")))
-    }
-}
-
 /// A TCB status by Intel's name (Intel PCS API, "TCB info", `tcbStatus`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -241,11 +269,21 @@ impl fmt::Display for TcbStatusName {
     }
 }
 
+/// What the caller remembers, so that nobody can show him an older policy or older endorsements again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Floors {
+    /// Policies with a lower number are refused.
+    pub policy_number: u64,
+    /// Endorsements with a lower TCB evaluation data number are refused; the policy may ask for more.
+    pub tcb_evaluation_number: u32,
+}
+
 /// A policy that is well formed: every rule is stated, no list is empty, and the root is what it is said to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     terms: PolicyTerms,
     root: Root,
+    signer: Option<PolicyKey>,
 }
 
 impl Policy {
@@ -260,19 +298,21 @@ impl Policy {
         if let Some(name) = empty_list(&terms) {
             return Err(PolicyError::Empty(name));
         }
-        if let Some(status) = terms
-            .tcb
-            .accepted
-            .iter()
-            .find(|status| status.0 == TcbStatus::Revoked)
-        {
+        let HardwareTerms::Tdx(tdx) = &terms.hardware;
+        let never = |status: &&TcbStatusName| status.0 == TcbStatus::Revoked;
+        if let Some(status) = tdx.tcb.accepted.iter().find(never) {
             return Err(PolicyError::Status(*status));
         }
         let root = Root::parse(&terms.platform.root_pem, terms.platform.simulated)?;
-        Ok(Self { terms, root })
+        Ok(Self {
+            terms,
+            root,
+            signer: None,
+        })
     }
 
-    /// Reads a policy file.
+    /// Reads a policy file that nobody needs to have signed: one that the caller wrote or chose himself. What
+    /// somebody else publishes is read with [`Self::parse_signed`].
     ///
     /// # Errors
     /// The text is too long, not TOML, misses a rule, has an unknown key, or a rule cannot be used.
@@ -303,13 +343,22 @@ impl Policy {
         self.root.is_simulated()
     }
 
+    /// Who signed it, if [`Self::parse_signed`] read it.
+    pub fn signer(&self) -> Option<PolicyKey> {
+        self.signer
+    }
+
     pub(crate) fn root(&self) -> &Root {
         &self.root
     }
 }
 
 fn empty_list(terms: &PolicyTerms) -> Option<&'static str> {
-    let registers = &terms.registers;
+    let HardwareTerms::Tdx(TdxExpectations { registers, td, tcb }) = &terms.hardware;
+    let document = match &terms.events.launch_document {
+        DocumentTerms::Digest(digests) => ("events.launch_document", digests.is_empty()),
+        DocumentTerms::Fields(rules) => ("events.launch_document_fields", rules.is_empty()),
+    };
     [
         ("registers.mrtd", registers.mrtd.is_empty()),
         ("registers.rtmr0", registers.rtmr0.is_empty()),
@@ -318,8 +367,10 @@ fn empty_list(terms: &PolicyTerms) -> Option<&'static str> {
         ("registers.mr_config_id", registers.mr_config_id.is_empty()),
         ("registers.mr_owner", registers.mr_owner.is_empty()),
         ("registers.mr_owner_config", registers.mr_owner_config.is_empty()),
-        ("tcb.accepted", terms.tcb.accepted.is_empty()),
-        ("events.launch_document", terms.events.launch_document.is_empty()),
+        ("td.attributes", td.attributes.is_empty()),
+        ("td.xfam", td.xfam.is_empty()),
+        ("tcb.accepted", tcb.accepted.is_empty()),
+        document,
         ("events.model", terms.events.model.is_empty()),
     ]
     .into_iter()
@@ -355,6 +406,23 @@ mod tests {
         )
     }
 
+    const FIELDS: &str = "[[events.launch_document_fields]]\nfield = \"version\"\none_of = [1]\n";
+
+    #[test]
+    fn a_launch_document_has_either_digests_or_field_rules() {
+        let both = text() + FIELDS;
+        assert!(matches!(Policy::parse(&both), Err(PolicyError::Malformed(_))));
+        let digest = format!("launch_document = [\"{}\"]\n", Digest48::of(b"x"));
+        let fields = both.replacen(&digest, "", 1);
+        let policy = Policy::parse(&fields).unwrap();
+        assert!(
+            matches!(&policy.terms().events.launch_document, DocumentTerms::Fields(rules) if rules.len() == 1)
+        );
+        assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
+        let neither = text().replacen(&digest, "", 1);
+        assert!(matches!(Policy::parse(&neither), Err(PolicyError::Malformed(_))));
+    }
+
     #[test]
     fn a_policy_round_trips_through_its_file() {
         let policy = Policy::parse(&text()).unwrap();
@@ -379,6 +447,15 @@ mod tests {
 
     #[test]
     fn a_misspelt_rule_is_an_error_in_every_table() {
+        let text = text() + FIELDS;
+        let text = || {
+            text.replacen(
+                &format!("launch_document = [\"{}\"]\n", Digest48::of(b"x")),
+                "",
+                1,
+            )
+        };
+        assert!(Policy::parse(&text()).is_ok());
         for table in [
             "",
             "[platform]\n",
@@ -386,6 +463,7 @@ mod tests {
             "[td]\n",
             "[tcb]\n",
             "[events]\n",
+            "[[events.launch_document_fields]]\n",
         ] {
             let extra = text().replacen(table, &format!("{table}rtmr9 = [\"00\"]\n"), 1);
             let error = Policy::parse(&extra).unwrap_err();

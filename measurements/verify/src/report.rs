@@ -1,6 +1,6 @@
 //! The result of an appraisal: one row for every check, and why a guest is refused.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
 
@@ -116,7 +116,7 @@ impl fmt::Display for RefusalClass {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What is checked, for example `MRTD` or `event launch-document`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What the policy (or the connection) asks for; alternatives are joined with ` or `.
     pub expected: String,
     /// What the evidence says.
@@ -134,6 +134,10 @@ pub struct Check {
 pub struct Report {
     /// Whether the policy names a simulated root. To be shown wherever the report is.
     pub simulated: bool,
+    /// The policy's number.
+    pub policy_number: u64,
+    /// The public key that signed the policy; `None` if it is a file that nobody needed to sign.
+    pub policy_signer: Option<String>,
     /// The rows.
     pub checks: Vec<Check>,
 }

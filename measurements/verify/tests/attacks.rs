@@ -13,10 +13,13 @@ use cocoon_simulator::{
     SIMULATED_XFAM, SimulatedPlatform, SimulatedTd,
 };
 use cocoon_verify::{
-    Bits64, EventTerms, GpuEvidenceRule, INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformKind, PlatformTerms,
-    Policy, PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass, RegisterTerms, Report, TcbStatusName,
-    TcbTerms, TdTerms, TrustedGuest, UsageKeyRule, Verdict, appraise,
+    Bits64, DocumentTerms, EventTerms, Expect, Fault, FieldAccepts, FieldRule, FieldValue, Floors,
+    GpuEvidenceRule, HardwareTerms, INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformTerms, Policy, PolicyKey,
+    PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass, RegisterTerms, Report, SignedPolicyError,
+    TcbStatusName, TcbTerms, TdTerms, TdxExpectations, TrustedGuest, UsageKeyRule, Verdict, appraise,
+    sign_policy,
 };
+use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
 
 const NOW_S: u64 = 1_800_000_000;
@@ -30,6 +33,7 @@ struct World {
     _state: tempfile::TempDir,
     platform: SimulatedPlatform,
     terms: PolicyTerms,
+    floors: Floors,
 }
 
 impl World {
@@ -41,6 +45,7 @@ impl World {
             _state: state,
             platform,
             terms,
+            floors: Floors::default(),
         }
     }
 
@@ -76,7 +81,14 @@ impl World {
         report_data: &ReportData,
         now_s: u64,
     ) -> (Report, Result<TrustedGuest, Refusal>) {
-        let appraisal = appraise(&self.policy(), bundle, collateral, report_data, now_s);
+        let appraisal = appraise(
+            &self.policy(),
+            self.floors,
+            bundle,
+            collateral,
+            report_data,
+            now_s,
+        );
         (appraisal.report.clone(), appraisal.into_trusted())
     }
 
@@ -97,7 +109,7 @@ fn assert_refused(
         .checks
         .iter()
         .filter(|check| check.verdict == Verdict::Fail)
-        .map(|check| check.name)
+        .map(|check| check.name.as_ref())
         .collect();
     assert_eq!(failed, rows, "{report:#?}");
     assert_eq!(trusted.unwrap_err().class, class);
@@ -119,30 +131,31 @@ fn terms(platform: &SimulatedPlatform) -> PolicyTerms {
         expires_s: NOW_S + 1000,
         role: PolicyRole::Inference,
         platform: PlatformTerms {
-            kind: PlatformKind::Tdx,
             simulated: true,
             root_pem: platform.root_pem().into(),
         },
-        registers: RegisterTerms {
-            mrtd: vec![registers().mrtd],
-            rtmr0: vec![Digest48::of(b"other hardware"), registers().rtmr0],
-            rtmr1: vec![registers().rtmr1],
-            rtmr2: vec![registers().rtmr2],
-            mr_config_id: vec![Digest48::ZERO],
-            mr_owner: vec![Digest48::ZERO],
-            mr_owner_config: vec![Digest48::ZERO],
-        },
-        td: TdTerms {
-            attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
-            xfam: Bits64(SIMULATED_XFAM),
-        },
-        tcb: TcbTerms {
-            accepted: vec![TcbStatusName::UP_TO_DATE],
-            evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
-        },
+        hardware: HardwareTerms::Tdx(TdxExpectations {
+            registers: RegisterTerms {
+                mrtd: Expect::exact(registers().mrtd),
+                rtmr0: Expect::one_of([Digest48::of(b"other hardware"), registers().rtmr0]),
+                rtmr1: Expect::exact(registers().rtmr1),
+                rtmr2: Expect::exact(registers().rtmr2),
+                mr_config_id: Expect::exact(Digest48::ZERO),
+                mr_owner: Expect::exact(Digest48::ZERO),
+                mr_owner_config: Expect::exact(Digest48::ZERO),
+            },
+            td: TdTerms {
+                attributes: Expect::exact(Bits64(SIMULATED_TD_ATTRIBUTES)),
+                xfam: Expect::exact(Bits64(SIMULATED_XFAM)),
+            },
+            tcb: TcbTerms {
+                accepted: vec![TcbStatusName::UP_TO_DATE],
+                evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
+            },
+        }),
         events: EventTerms {
-            launch_document: vec![Digest48::of(DOCUMENT)],
-            model: vec![Digest48::of(MODEL)],
+            launch_document: DocumentTerms::exact(Digest48::of(DOCUMENT)),
+            model: Expect::exact(Digest48::of(MODEL)),
             usage_key: UsageKeyRule::Bound,
             gpu_evidence: GpuEvidenceRule::None,
             ready: ReadyRule::Empty,
@@ -241,11 +254,12 @@ fn the_honest_guest_is_trusted_and_every_row_says_simulated() {
         .checks
         .iter()
         .filter(|check| check.verdict != Verdict::Simulated)
-        .map(|check| (check.name, check.verdict))
+        .map(|check| (check.name.as_ref(), check.verdict))
         .collect();
     assert_eq!(
         not_simulated,
         [
+            ("policy number", Verdict::Pass),
             ("policy expiry", Verdict::Pass),
             ("quote format", Verdict::Pass),
             ("endorsements", Verdict::Pass)
@@ -312,10 +326,11 @@ fn each_wrong_register_is_named_alone() {
 fn what_the_host_sets_when_it_makes_the_td_is_compared() {
     let mut world = World::new();
     let bundle = world.bundle();
-    let other = vec![Digest48::of(b"other")];
-    world.terms.registers.mr_config_id = other.clone();
-    world.terms.registers.mr_owner = other.clone();
-    world.terms.registers.mr_owner_config = other;
+    let other = Expect::exact(Digest48::of(b"other"));
+    let HardwareTerms::Tdx(tdx) = &mut world.terms.hardware;
+    tdx.registers.mr_config_id = other.clone();
+    tdx.registers.mr_owner = other.clone();
+    tdx.registers.mr_owner_config = other;
     world.assert_refused(
         &bundle,
         RefusalClass::Policy,
@@ -548,7 +563,6 @@ fn a_simulated_quote_under_a_production_policy_is_refused() {
     let mut world = World::new();
     let bundle = world.bundle();
     world.terms.platform = PlatformTerms {
-        kind: PlatformKind::Tdx,
         simulated: false,
         root_pem: INTEL_SGX_ROOT_CA_PEM.into(),
     };
@@ -586,7 +600,7 @@ fn expired_endorsements_are_refused_as_stale_and_not_as_forged() {
 #[test]
 fn a_tcb_evaluation_number_below_the_minimum_is_refused() {
     let mut world = World::new();
-    world.terms.tcb.evaluation_number_min = SIMULATED_TCB_EVALUATION_NUMBER + 1;
+    world.terms.tdx_mut().unwrap().tcb.evaluation_number_min = SIMULATED_TCB_EVALUATION_NUMBER + 1;
     let bundle = world.bundle();
     world.assert_refused(&bundle, RefusalClass::Tcb, &["TCB evaluation number"]);
 }
@@ -594,9 +608,9 @@ fn a_tcb_evaluation_number_below_the_minimum_is_refused() {
 #[test]
 fn td_attributes_and_xfam_are_compared_exactly() {
     let mut world = World::new();
-    world.terms.td = TdTerms {
-        attributes: Bits64(SIMULATED_TD_ATTRIBUTES | 1 << 30),
-        xfam: Bits64(SIMULATED_XFAM | 1 << 11),
+    world.terms.tdx_mut().unwrap().td = TdTerms {
+        attributes: Expect::exact(Bits64(SIMULATED_TD_ATTRIBUTES | 1 << 30)),
+        xfam: Expect::exact(Bits64(SIMULATED_XFAM | 1 << 11)),
     };
     let bundle = world.bundle();
     world.assert_refused(&bundle, RefusalClass::Policy, &["TD attributes", "XFAM"]);
@@ -686,13 +700,166 @@ fn changing_the_report_does_not_make_a_guest_trusted() {
     let mut bundle = world.bundle();
     quote_bytes(&mut bundle)[200] ^= 1;
     let report_data = tls_report_data(&bundle.events);
-    let mut appraisal = appraise(&world.policy(), &bundle, &world.collateral(), &report_data, NOW_S);
+    let mut appraisal = appraise(
+        &world.policy(),
+        world.floors,
+        &bundle,
+        &world.collateral(),
+        &report_data,
+        NOW_S,
+    );
     appraisal
         .report
         .checks
         .iter_mut()
         .for_each(|check| check.verdict = Verdict::Pass);
     assert!(appraisal.into_trusted().is_err());
+}
+
+#[test]
+fn an_old_policy_below_the_callers_floor_is_refused() {
+    let mut world = World::new();
+    world.terms.number = 7;
+    world.floors.policy_number = 7;
+    let bundle = world.bundle();
+    assert!(world.judge(&bundle).1.is_ok());
+    world.floors.policy_number = 8;
+    world.assert_refused(&bundle, RefusalClass::Policy, &["policy number"]);
+}
+
+#[test]
+fn old_endorsements_below_the_callers_floor_are_refused_although_the_policy_accepts_them() {
+    let mut world = World::new();
+    world.floors.tcb_evaluation_number = SIMULATED_TCB_EVALUATION_NUMBER + 1;
+    let bundle = world.bundle();
+    world.assert_refused(&bundle, RefusalClass::Tcb, &["TCB evaluation number"]);
+}
+
+#[test]
+fn a_guest_is_never_trusted_on_a_register_that_the_policy_does_not_compare() {
+    let mut world = World::new();
+    world.terms.tdx_mut().unwrap().registers.rtmr1 = Expect::AnyInsecure;
+    let (report, trusted) = world.judge(&world.bundle());
+    assert_eq!(report.check("RTMR1").unwrap().verdict, Verdict::Skip);
+    let refusal = trusted.unwrap_err();
+    assert_eq!(refusal.class, RefusalClass::Policy);
+    assert_eq!(refusal.checks[0].fault, Fault::Policy);
+}
+
+#[test]
+fn a_match_names_the_profile_that_leads_to_the_value() {
+    let mut world = World::new();
+    let values = [("qemu-8.2", Digest48::of(b"x")), ("qemu-9.2", registers().rtmr0)];
+    world.terms.tdx_mut().unwrap().registers.rtmr0 = Expect::by_profile(values);
+    let (report, trusted) = world.judge(&world.bundle());
+    assert!(report.check("RTMR0").unwrap().actual.ends_with(" (qemu-9.2)"));
+    assert!(trusted.is_ok());
+}
+
+fn field(name: &str, accepts: FieldAccepts) -> FieldRule {
+    FieldRule {
+        field: name.into(),
+        accepts,
+    }
+}
+
+#[test]
+fn a_launch_document_outside_of_the_fields_ranges_is_refused() {
+    let mut world = World::new();
+    let names = ["a", "b"].map(|name| FieldValue::Text(name.into()));
+    world.terms.events.launch_document = DocumentTerms::Fields(vec![
+        field("limits.tokens", FieldAccepts::Range { min: 1, max: 64 }),
+        field("model", FieldAccepts::OneOf(names.into())),
+    ]);
+    let good = booted_with(&world, 0, br#"{"model":"b","limits":{"tokens":64}}"#);
+    assert!(world.judge(&good).1.is_ok());
+    let cases: [(&[u8], &str); 4] = [
+        (
+            br#"{"model":"b","limits":{"tokens":65}}"#,
+            "event launch-document limits.tokens",
+        ),
+        (
+            br#"{"model":"c","limits":{"tokens":64}}"#,
+            "event launch-document model",
+        ),
+        (
+            br#"{"model":"b","limits":{"tokens":64},"debug":true}"#,
+            "event launch-document debug",
+        ),
+        (
+            br#"{"model":"b","model":"b","limits":{"tokens":64}}"#,
+            "event launch-document",
+        ),
+    ];
+    for (document, row) in cases {
+        let bundle = booted_with(&world, 0, document);
+        world.assert_refused(&bundle, RefusalClass::Policy, &[row]);
+    }
+}
+
+#[test]
+fn a_policy_that_no_trusted_key_signed_is_refused() {
+    let world = World::new();
+    let text = world.policy().to_toml();
+    let (ours, theirs) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+    let trusted = [PolicyKey::of(&ours)];
+    let (good, foreign) = (
+        sign_policy(&text, &ours).unwrap(),
+        sign_policy(&text, &theirs).unwrap(),
+    );
+    let policy = Policy::parse_signed(&text, &good, &trusted).unwrap();
+    assert_eq!(policy.signer(), Some(trusted[0]));
+    assert!(Policy::parse_signed(&text, &(foreign.clone() + &good), &trusted).is_ok());
+    for signatures in ["", &foreign] {
+        let error = Policy::parse_signed(&text, signatures, &trusted).unwrap_err();
+        assert!(matches!(error, SignedPolicyError::NotTrusted { .. }), "{error}");
+    }
+    assert!(Policy::parse_signed(&text, &good, &[]).is_err());
+}
+
+#[test]
+fn a_policy_changed_after_it_was_signed_is_refused() {
+    let world = World::new();
+    let text = world.policy().to_toml();
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let signature = sign_policy(&text, &key).unwrap();
+    let changed = text.replacen("number = 1", "number = 2", 1);
+    assert_ne!(changed, text);
+    for other in [changed, text.clone() + "\n"] {
+        let error = Policy::parse_signed(&other, &signature, &[PolicyKey::of(&key)]).unwrap_err();
+        assert!(matches!(error, SignedPolicyError::Forged(_)), "{error}");
+    }
+    let flipped = signature.replacen(
+        &signature[120..121],
+        if &signature[120..121] == "0" { "1" } else { "0" },
+        1,
+    );
+    let cut = &signature[..signature.len() - 3];
+    for broken in [flipped.as_str(), cut, "cocoon-policy-v1 00 00\n", "x"] {
+        assert!(
+            Policy::parse_signed(&text, broken, &[PolicyKey::of(&key)]).is_err(),
+            "{broken}"
+        );
+    }
+}
+
+#[test]
+fn the_report_says_who_signed_the_policy() {
+    let world = World::new();
+    let bundle = world.bundle();
+    assert_eq!(world.judge(&bundle).0.policy_signer, None);
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let text = world.policy().to_toml();
+    let signed =
+        Policy::parse_signed(&text, &sign_policy(&text, &key).unwrap(), &[PolicyKey::of(&key)]).unwrap();
+    let report_data = tls_report_data(&bundle.events);
+    let collateral = world.collateral();
+    let appraisal = appraise(&signed, world.floors, &bundle, &collateral, &report_data, NOW_S);
+    assert_eq!(
+        appraisal.report.policy_signer,
+        Some(PolicyKey::of(&key).to_string())
+    );
+    assert!(appraisal.into_trusted().is_ok());
 }
 
 proptest! {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use cocoon_evidence::{Digest48, EventLog, EvidenceBundle, Platform, ReportData};
 use cocoon_verify::{
-    Bits64, EventTerms, Fault, GpuEvidenceRule, INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformKind,
-    PlatformTerms, Policy, PolicyError, PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass,
-    RegisterTerms, Report, TcbStatusName, TcbTerms, TdTerms, TrustedGuest, UsageKeyRule, Verdict, appraise,
+    Bits64, DocumentTerms, EventTerms, Expect, Fault, Floors, GpuEvidenceRule, HardwareTerms,
+    INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformTerms, Policy, PolicyError, PolicyRole, PolicyTerms,
+    ReadyRule, Refusal, RefusalClass, RegisterTerms, Report, TcbStatusName, TcbTerms, TdTerms,
+    TdxExpectations, TrustedGuest, UsageKeyRule, Verdict, appraise,
 };
 use dcap_qvl::QuoteCollateralV3;
 
@@ -49,36 +50,37 @@ impl Vectors {
 
 /// Intel's root; registers that no vector has.
 fn terms() -> PolicyTerms {
-    let zero = || vec![Digest48::ZERO];
+    let zero = || Expect::exact(Digest48::ZERO);
     PolicyTerms {
         version: POLICY_VERSION,
         number: 1,
         expires_s: 4_000_000_000,
         role: PolicyRole::Inference,
         platform: PlatformTerms {
-            kind: PlatformKind::Tdx,
             simulated: false,
             root_pem: INTEL_SGX_ROOT_CA_PEM.into(),
         },
-        registers: RegisterTerms {
-            mrtd: zero(),
-            rtmr0: zero(),
-            rtmr1: zero(),
-            rtmr2: zero(),
-            mr_config_id: zero(),
-            mr_owner: zero(),
-            mr_owner_config: zero(),
-        },
-        td: TdTerms {
-            attributes: Bits64(0x1000_0000),
-            xfam: Bits64(0x6_02e7),
-        },
-        tcb: TcbTerms {
-            accepted: vec![TcbStatusName::UP_TO_DATE],
-            evaluation_number_min: 17,
-        },
+        hardware: HardwareTerms::Tdx(TdxExpectations {
+            registers: RegisterTerms {
+                mrtd: zero(),
+                rtmr0: zero(),
+                rtmr1: zero(),
+                rtmr2: zero(),
+                mr_config_id: zero(),
+                mr_owner: zero(),
+                mr_owner_config: zero(),
+            },
+            td: TdTerms {
+                attributes: Expect::exact(Bits64(0x1000_0000)),
+                xfam: Expect::exact(Bits64(0x6_02e7)),
+            },
+            tcb: TcbTerms {
+                accepted: vec![TcbStatusName::UP_TO_DATE],
+                evaluation_number_min: 17,
+            },
+        }),
         events: EventTerms {
-            launch_document: zero(),
+            launch_document: DocumentTerms::exact(Digest48::ZERO),
             model: zero(),
             usage_key: UsageKeyRule::Bound,
             gpu_evidence: GpuEvidenceRule::None,
@@ -99,7 +101,14 @@ fn judge(
         gpu: vec![],
     };
     let policy = Policy::new(terms).unwrap();
-    let appraisal = appraise(&policy, &bundle, collateral, &ReportData([0; 64]), now_s);
+    let appraisal = appraise(
+        &policy,
+        Floors::default(),
+        &bundle,
+        collateral,
+        &ReportData([0; 64]),
+        now_s,
+    );
     (appraisal.report.clone(), appraisal.into_trusted())
 }
 
@@ -125,7 +134,8 @@ fn intels_signature_proves_a_real_quote_but_not_that_it_is_our_guest() {
     assert!(trusted.is_err());
 
     let mut expecting = terms();
-    expecting.registers.mrtd = vec![report.check("MRTD").unwrap().actual.parse().unwrap()];
+    let HardwareTerms::Tdx(tdx) = &mut expecting.hardware;
+    tdx.registers.mrtd = Expect::exact(report.check("MRTD").unwrap().actual.parse().unwrap());
     let (report, trusted) = judge(expecting, quote, &collateral, PHALA_S);
     assert_row(&report, "MRTD", Verdict::Pass, "91eb2b44d141d4ec");
     assert!(trusted.is_err());

@@ -4,9 +4,13 @@
 use cocoon_evidence::{Digest48, EventKind, EvidenceBundle};
 use dcap_qvl::quote::TDReport10;
 
-use super::{Row, Rows, any_of, compare};
+use std::borrow::Cow;
+
+use super::{Row, Rows, compare, not_compared};
 use crate::{
-    policy::{GpuEvidenceRule, Policy, ReadyRule, UsageKeyRule},
+    policy::{
+        DocumentTerms, Expect, FieldRule, GpuEvidenceRule, Policy, ReadyRule, UsageKeyRule, judge_fields,
+    },
     report::{Fault, RefusalClass},
 };
 
@@ -14,13 +18,13 @@ use crate::{
 pub(super) fn check(rows: &mut Rows, policy: &Policy, bundle: &EvidenceBundle, claimed: Option<&TDReport10>) {
     let log = &bundle.events;
     let rtmr3 = claimed.map(|report| Digest48(report.rt_mr3));
-    compare(rows, "RTMR3", Fault::Host, &[log.replay()], rtmr3);
+    compare(rows, "RTMR3", Fault::Host, &Expect::exact(log.replay()), rtmr3);
     // Events that RTMR3 does not record are anybody's.
     rows.authentic &= rtmr3 == Some(log.replay());
 
     let order = log.check_complete();
     let row = Row {
-        name: "event order",
+        name: "event order".into(),
         expected: EventKind::ORDER.map(EventKind::name).join(", "),
         actual: match &order {
             Ok(()) => "every event once, in order".into(),
@@ -32,13 +36,12 @@ pub(super) fn check(rows: &mut Rows, policy: &Policy, bundle: &EvidenceBundle, c
     rows.proven(row, order.is_ok());
 
     let terms = &policy.terms().events;
-    check_document(
-        rows,
-        "event launch-document",
-        log.payload(EventKind::LaunchDocument),
-        &terms.launch_document,
-    );
-    check_document(rows, "event model", log.payload(EventKind::Model), &terms.model);
+    let document = log.payload(EventKind::LaunchDocument);
+    match &terms.launch_document {
+        DocumentTerms::Digest(digests) => check_digest(rows, "event launch-document", document, digests),
+        DocumentTerms::Fields(rules) => check_fields(rows, document, rules),
+    }
+    check_digest(rows, "event model", log.payload(EventKind::Model), &terms.model);
     let UsageKeyRule::Bound = terms.usage_key;
     let key = log.payload(EventKind::UsageKey);
     check_payload(
@@ -54,14 +57,38 @@ pub(super) fn check(rows: &mut Rows, policy: &Policy, bundle: &EvidenceBundle, c
     check_payload(rows, "event ready", "empty".into(), ready, <[u8]>::is_empty);
 }
 
-fn check_document(rows: &mut Rows, name: &'static str, payload: Option<&[u8]>, accepted: &[Digest48]) {
-    let digest = payload.map(Digest48::of);
-    let row = event_row(
-        name,
-        any_of(accepted),
-        digest.map_or_else(missing, |digest| digest.to_string()),
+fn check_digest(rows: &mut Rows, name: &'static str, payload: Option<&[u8]>, accepted: &Expect<Digest48>) {
+    match payload {
+        Some(payload) => compare(
+            rows,
+            name,
+            Fault::GuestImage,
+            accepted,
+            Some(Digest48::of(payload)),
+        ),
+        None => rows.proven(event_row(name, accepted.to_string(), missing()), false),
+    }
+}
+
+fn check_fields(rows: &mut Rows, document: Option<&[u8]>, rules: &[FieldRule]) {
+    const NAME: &str = "event launch-document";
+    let judged = document.map_or_else(|| Err(missing()), |document| judge_fields(rules, document));
+    let expected = "a document of which every field has a rule".to_owned();
+    let judged = match judged {
+        Ok(judged) => judged,
+        Err(reason) => return rows.proven(event_row(NAME, expected, reason), false),
+    };
+    rows.proven(
+        event_row(NAME, expected, format!("{} fields", judged.len())),
+        true,
     );
-    rows.proven(row, digest.is_some_and(|digest| accepted.contains(&digest)));
+    for field in judged {
+        let row = event_row(format!("{NAME} {}", field.field), field.expected, field.actual);
+        match field.holds {
+            Some(holds) => rows.proven(row, holds),
+            None => not_compared(rows, row),
+        }
+    }
 }
 
 fn check_gpu(rows: &mut Rows, rule: GpuEvidenceRule, bundle: &EvidenceBundle) {
@@ -103,9 +130,9 @@ fn check_payload(
     rows.proven(event_row(name, expected, actual), payload.is_some_and(holds));
 }
 
-fn event_row(name: &'static str, expected: String, actual: String) -> Row {
+fn event_row(name: impl Into<Cow<'static, str>>, expected: String, actual: String) -> Row {
     Row {
-        name,
+        name: name.into(),
         expected,
         actual,
         fault: Fault::GuestImage,
