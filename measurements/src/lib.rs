@@ -16,6 +16,7 @@ mod manifest;
 mod measure;
 mod policy;
 pub mod replay;
+pub mod snp;
 mod spec;
 mod tdvf;
 

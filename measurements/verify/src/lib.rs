@@ -15,6 +15,7 @@ mod policy;
 mod quote;
 mod report;
 mod root;
+pub mod snp;
 
 pub use appraisal::{Appraisal, PlatformId, TrustedGuest, appraise};
 pub use endorsements::ENDORSEMENTS_BYTES_MAX;
