@@ -237,6 +237,7 @@ impl Config {
         let manifest_path = folder.join(&file.image.manifest);
         let manifest = Manifest::load(&manifest_path).map_err(ConfigError::Manifest)?;
         let spec = LaunchSpec::load(&folder.join(&file.spec)).map_err(ConfigError::Spec)?;
+        check_launchable(&spec)?;
         let model_image = folder.join(&file.model.volume);
         let verity = read_volume(&model_image)?;
         let chain = chain_choice(folder, &file, &spec)?;
@@ -352,6 +353,25 @@ fn parse(path: &Path) -> Result<File, ConfigError> {
         hint: suggestion(error.message()),
     })
 }
+
+/// A LaunchSpec can describe more machines, for predictions, than this launcher starts.
+fn check_launchable(spec: &LaunchSpec) -> Result<(), ConfigError> {
+    let refuse = |reason: &str| Err(ConfigError::Value(reason.to_owned()));
+    if spec.platform == LaunchPlatform::Snp {
+        return refuse("this launcher starts platform = \"simulated\" and \"tdx\" only, not \"snp\"");
+    }
+    if spec.pcie_devices() != spec.machine.devices() {
+        return refuse(
+            "this launcher starts the devices of the machine profile only: leave [[devices]] out of the LaunchSpec",
+        );
+    }
+    if spec.vcpus.get() > VCPUS_MAX {
+        return refuse("more than 255 vCPUs need interrupt remapping, which this launcher does not set up");
+    }
+    Ok(())
+}
+
+const VCPUS_MAX: u32 = 255;
 
 fn chain_choice(folder: &Path, file: &File, spec: &LaunchSpec) -> Result<ChainChoice, ConfigError> {
     let refuse = |reason: &str| Err(ConfigError::Value(reason.to_owned()));

@@ -357,7 +357,7 @@ impl Node {
                     .step("KVM does not boot this kernel here: QEMU emulates the processor, which is slower");
                 Ok(Accelerator::Tcg)
             }
-            (LaunchPlatform::Tdx, false) => Err(Failure::new(
+            (LaunchPlatform::Tdx | LaunchPlatform::Snp, false) => Err(Failure::new(
                 Exit::Missing,
                 "platform = \"tdx\" needs /dev/kvm on a host with TDX enabled; on other machines use platform = \
                  \"simulated\" in the LaunchSpec",
@@ -633,7 +633,7 @@ fn start_platform(
     state_dir: &Path,
     reporter: &Reporter,
 ) -> Result<(Option<SimulatedTd>, Endorsements), Failure> {
-    if config.spec.platform == LaunchPlatform::Tdx {
+    if config.spec.platform != LaunchPlatform::Simulated {
         reporter.warn(
             "platform = \"tdx\": this version was never run on TDX hardware and passes no endorsements on, so \
              clients cannot verify this node",

@@ -12,6 +12,7 @@ mod authenticode;
 pub mod diff;
 pub mod eventlog;
 pub mod fields;
+mod fw_cfg;
 mod manifest;
 mod measure;
 mod policy;
@@ -21,6 +22,7 @@ mod spec;
 mod tdvf;
 
 pub use authenticode::{KERNEL_BYTES_MAX, KernelError};
+pub use fw_cfg::{FW_CFG_ITEM_BYTES_MAX, FwCfgError, FwCfgFiles};
 pub use manifest::{
     Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, FileEntry, FileMode, ImageProfile, MANIFEST_BYTES_MAX,
     Manifest, ManifestError, VerityTree,
@@ -30,5 +32,9 @@ pub use policy::{
     BuildPolicyError, LAUNCH_DOCUMENT_BYTES_MAX, MODEL_DEVICE, PolicyInputs, SIMULATED_TD_ATTRIBUTES,
     SIMULATED_XFAM, build_policy, model_event,
 };
-pub use spec::{LaunchPlatform, LaunchSpec, MachineProfile, MemoryMib, RangeError, SpecError, Vcpus};
+pub use spec::{
+    DeviceKind, DeviceSpec, EventLayout, FirmwareSpec, GuestFeatures, Hole64Gib, InitrdArgument,
+    LaunchPlatform, LaunchSpec, MachineProfile, MemoryMib, PageOrder, ParseQemuVersionError, PciSpec,
+    QemuSpec, QemuVersion, RangeError, SecureBoot, SnpSpec, SpecError, Vcpus,
+};
 pub use tdvf::{FIRMWARE_BYTES_MAX, FirmwareError};

@@ -111,7 +111,7 @@ pub enum MeasureError {
     },
     /// A register that this version cannot compute for this platform.
     #[error(
-        "{register} cannot be predicted for platform = \"tdx\" yet: {reason}; only platform = \"simulated\" can \
+        "{register} cannot be predicted for this platform yet: {reason}; only platform = \"simulated\" can \
          be predicted by this version"
     )]
     Unpredictable {
@@ -133,6 +133,12 @@ pub fn measure(inputs: LaunchInputs<'_>) -> Result<Prediction, MeasureError> {
             return Err(MeasureError::Unpredictable {
                 register: "RTMR0",
                 reason: "it holds the ACPI tables that QEMU generates for this machine",
+            });
+        }
+        LaunchPlatform::Snp => {
+            return Err(MeasureError::Unpredictable {
+                register: "the launch digest",
+                reason: "it is not made of TDX registers",
             });
         }
     }
@@ -262,12 +268,12 @@ pub(crate) mod tests {
     use crate::{MachineProfile, authenticode, tdvf};
 
     fn spec() -> LaunchSpec {
-        LaunchSpec {
-            platform: LaunchPlatform::Simulated,
-            machine: MachineProfile::Q35V1,
-            vcpus: 2.try_into().unwrap(),
-            memory_mib: 1024.try_into().unwrap(),
-        }
+        LaunchSpec::new(
+            LaunchPlatform::Simulated,
+            MachineProfile::Q35V1,
+            2.try_into().unwrap(),
+            1024.try_into().unwrap(),
+        )
     }
 
     fn measured(change: impl FnOnce(&mut Launch)) -> Prediction {

@@ -54,7 +54,7 @@ pub enum BuildPolicyError {
     #[error("the launch document has no usable model.verity")]
     Document(#[source] serde_json::Error),
     /// There is no platform whose TD configuration this version knows.
-    #[error("a policy for platform = \"tdx\" cannot be made yet: its registers are not predicted")]
+    #[error("a policy for this platform cannot be made yet: its registers are not predicted")]
     Platform,
     /// The parts do not make a policy.
     #[error("the policy would not be usable")]

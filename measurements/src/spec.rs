@@ -1,17 +1,56 @@
 //! LaunchSpec: the machine that a node boots. The predictor and the launcher read the same file, so that
 //! what is launched is what was predicted.
 
-use std::path::{Path, PathBuf};
+mod devices;
+mod firmware;
+mod numbers;
+mod qemu;
+mod snp;
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-/// The virtual machine, as TOML.
+pub use devices::{DeviceKind, DeviceSpec, Hole64Gib, PciSpec};
+pub use firmware::{EventLayout, FirmwareSpec, InitrdArgument, SecureBoot};
+pub use numbers::{MemoryMib, RangeError, Vcpus};
+pub use qemu::{PageOrder, ParseQemuVersionError, QemuSpec, QemuVersion};
+pub use snp::{GuestFeatures, SnpSpec};
+
+/// A longer LaunchSpec is refused before it is parsed: a full one has less than 4 KiB.
+const SPEC_BYTES_MAX: u64 = 64 * 1024;
+
+/// A list of devices is bounded by what fits on PCIe bus 0.
+const DEVICES_MAX: usize = 28;
+
+/// The virtual machine, as TOML. The first four keys are required; every other has a default, and an unknown
+/// key is an error.
 ///
 /// ```toml
-/// platform = "simulated"
+/// platform = "tdx"             # simulated, tdx or snp
 /// machine = "q35-1"
-/// vcpus = 2
-/// memory_mib = 1024
+/// vcpus = 4
+/// memory_mib = 8192
+///
+/// [qemu]                       # see QemuSpec
+/// version = "10.1.0"
+///
+/// [firmware]                   # see FirmwareSpec
+/// layout = "a2"
+/// secure_boot = "absent"
+///
+/// [[devices]]                  # see DeviceSpec; absent: those of the machine profile
+/// kind = "virtio-blk"
+///
+/// [pci]                        # see PciSpec
+/// hole64_gib = 1024
+///
+/// [snp]                        # see SnpSpec
+/// vcpu_type = "EPYC-v4"
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +63,25 @@ pub struct LaunchSpec {
     pub vcpus: Vcpus,
     /// Memory of the guest.
     pub memory_mib: MemoryMib,
+    /// Which QEMU boots it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub qemu: QemuSpec,
+    /// How the firmware measures.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub firmware: FirmwareSpec,
+    /// The devices on PCIe, in order; empty means those of the machine profile.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub devices: Vec<DeviceSpec>,
+    /// The PCI host bridge.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pci: PciSpec,
+    /// What only SEV-SNP measures.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub snp: SnpSpec,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Who measures and signs.
@@ -34,9 +92,12 @@ pub enum LaunchPlatform {
     Simulated,
     /// Intel TDX.
     Tdx,
+    /// AMD SEV-SNP.
+    Snp,
 }
 
-/// A fixed set of QEMU arguments. Anything that changes what a guest measures to is a new profile.
+/// A fixed set of QEMU arguments. Anything that changes what a guest measures to is a new profile or a key of
+/// the LaunchSpec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MachineProfile {
     /// q35 without default devices; on PCIe, in this order: the root disk (virtio-blk, read-only), the model
@@ -52,85 +113,18 @@ impl MachineProfile {
             Self::Q35V1 => "q35-1",
         }
     }
-}
 
-/// A number of virtual processors, 1 to 255: more need interrupt remapping, which no profile sets up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Vcpus(u32);
-
-/// Memory in MiB, 256 to 4,194,304 (4 TiB), a multiple of 2 so that it consists of whole large pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct MemoryMib(u32);
-
-impl Vcpus {
-    /// The number.
-    pub fn get(self) -> u32 {
-        self.0
-    }
-}
-
-impl MemoryMib {
-    /// The number of MiB.
-    pub fn get(self) -> u32 {
-        self.0
-    }
-
-    /// The same in bytes.
-    pub fn bytes(self) -> u64 {
-        u64::from(self.0) << 20
-    }
-}
-
-/// A number out of range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {found}, but has to be {rule}")]
-pub struct RangeError {
-    field: &'static str,
-    found: u32,
-    rule: &'static str,
-}
-
-impl TryFrom<u32> for Vcpus {
-    type Error = RangeError;
-
-    fn try_from(found: u32) -> Result<Self, RangeError> {
-        if (1..=255).contains(&found) {
-            return Ok(Self(found));
+    /// The devices of the profile, in order.
+    pub fn devices(self) -> Vec<DeviceSpec> {
+        match self {
+            Self::Q35V1 => [
+                DeviceKind::VirtioBlk,
+                DeviceKind::VirtioBlk,
+                DeviceKind::VhostVsock,
+            ]
+            .map(DeviceSpec::new)
+            .to_vec(),
         }
-        Err(RangeError {
-            field: "vcpus",
-            found,
-            rule: "1 to 255",
-        })
-    }
-}
-
-impl TryFrom<u32> for MemoryMib {
-    type Error = RangeError;
-
-    fn try_from(found: u32) -> Result<Self, RangeError> {
-        if (256..=4 << 20).contains(&found) && found.is_multiple_of(2) {
-            return Ok(Self(found));
-        }
-        Err(RangeError {
-            field: "memory_mib",
-            found,
-            rule: "an even number from 256 to 4194304",
-        })
-    }
-}
-
-impl From<Vcpus> for u32 {
-    fn from(vcpus: Vcpus) -> Self {
-        vcpus.0
-    }
-}
-
-impl From<MemoryMib> for u32 {
-    fn from(memory: MemoryMib) -> Self {
-        memory.0
     }
 }
 
@@ -143,7 +137,13 @@ pub enum SpecError {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// Over 64 KiB.
+    #[error("{} is longer than {SPEC_BYTES_MAX} bytes: this is no LaunchSpec", path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
     },
     /// Not the TOML of [`LaunchSpec`].
     #[error("{} is not a LaunchSpec", path.display())]
@@ -153,22 +153,73 @@ pub enum SpecError {
         /// Why.
         source: toml::de::Error,
     },
+    /// More devices than PCIe bus 0 has free slots.
+    #[error("{} lists {found} devices, at most {DEVICES_MAX} fit on PCIe bus 0", path.display())]
+    TooManyDevices {
+        /// Which file.
+        path: PathBuf,
+        /// How many.
+        found: usize,
+    },
 }
 
 impl LaunchSpec {
+    /// A machine with the defaults of every optional key.
+    pub fn new(
+        platform: LaunchPlatform,
+        machine: MachineProfile,
+        vcpus: Vcpus,
+        memory_mib: MemoryMib,
+    ) -> Self {
+        Self {
+            platform,
+            machine,
+            vcpus,
+            memory_mib,
+            qemu: QemuSpec::default(),
+            firmware: FirmwareSpec::default(),
+            devices: Vec::new(),
+            pci: PciSpec::default(),
+            snp: SnpSpec::default(),
+        }
+    }
+
+    /// The devices on PCIe, in order: the listed ones, or those of the profile.
+    pub fn pcie_devices(&self) -> Vec<DeviceSpec> {
+        if self.devices.is_empty() {
+            self.machine.devices()
+        } else {
+            self.devices.clone()
+        }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
     /// See [`SpecError`].
     pub fn load(path: &Path) -> Result<Self, SpecError> {
-        let text = std::fs::read_to_string(path).map_err(|source| SpecError::Read {
+        let read = |source| SpecError::Read {
             path: path.to_owned(),
             source,
-        })?;
-        toml::from_str(&text).map_err(|source| SpecError::Malformed {
-            path: path.to_owned(),
-            source,
-        })
+        };
+        let mut text = String::new();
+        File::open(path)
+            .map_err(read)?
+            .take(SPEC_BYTES_MAX + 1)
+            .read_to_string(&mut text)
+            .map_err(read)?;
+        let path = path.to_owned();
+        if text.len() as u64 > SPEC_BYTES_MAX {
+            return Err(SpecError::TooLarge { path });
+        }
+        let spec: Self = match toml::from_str(&text) {
+            Ok(spec) => spec,
+            Err(source) => return Err(SpecError::Malformed { path, source }),
+        };
+        match spec.devices.len() {
+            0..=DEVICES_MAX => Ok(spec),
+            found => Err(SpecError::TooManyDevices { path, found }),
+        }
     }
 }
 
@@ -178,26 +229,109 @@ mod tests {
 
     const TEXT: &str = "platform = \"simulated\"\nmachine = \"q35-1\"\nvcpus = 2\nmemory_mib = 1024\n";
 
+    const FULL: &str = r#"platform = "tdx"
+machine = "q35-1"
+vcpus = 4
+memory_mib = 2097152
+
+[qemu]
+version = "10.1.2"
+page_order = "two-pass"
+
+[firmware]
+layout = "b"
+secure_boot = "on"
+initrd_argument = "prefix"
+named_kernel = true
+
+[[devices]]
+kind = "virtio-blk"
+
+[[devices]]
+kind = "vfio-gpu"
+
+[pci]
+hole64_gib = 1024
+
+[snp]
+vcpu_type = "EPYC-v4"
+guest_features = "0x21"
+"#;
+
     #[test]
     fn reads_and_writes_the_same() {
         let spec: LaunchSpec = toml::from_str(TEXT).unwrap();
         assert_eq!(spec.vcpus.get(), 2);
         assert_eq!(spec.memory_mib.bytes(), 1 << 30);
         assert_eq!(toml::to_string(&spec).unwrap(), TEXT);
+        assert_eq!(
+            spec,
+            LaunchSpec::new(spec.platform, spec.machine, spec.vcpus, spec.memory_mib)
+        );
+    }
+
+    #[test]
+    fn every_key_reads_and_writes_the_same() {
+        let spec: LaunchSpec = toml::from_str(FULL).unwrap();
+        assert_eq!(toml::to_string(&spec).unwrap(), FULL);
+        assert_eq!(spec.memory_mib.bytes(), 2 << 40);
+        assert_eq!(spec.pcie_devices(), spec.devices);
+        assert_eq!(spec.devices[1].kind, DeviceKind::VfioGpu);
+        assert_eq!(spec.snp.guest_features, GuestFeatures(0x21));
+    }
+
+    #[test]
+    fn without_a_list_the_devices_are_those_of_the_profile() {
+        let spec: LaunchSpec = toml::from_str(TEXT).unwrap();
+        let kinds: Vec<_> = spec.pcie_devices().iter().map(|device| device.kind).collect();
+        let (disk, vsock) = (DeviceKind::VirtioBlk, DeviceKind::VhostVsock);
+        assert_eq!(kinds, [disk, disk, vsock]);
     }
 
     #[test]
     fn out_of_range_and_unknown_is_refused_by_name() {
-        let check = |from: &str, to: &str, says: &str| {
-            let error = toml::from_str::<LaunchSpec>(&TEXT.replace(from, to)).unwrap_err();
+        let check = |text: &str, from: &str, to: &str, says: &str| {
+            let error = toml::from_str::<LaunchSpec>(&text.replacen(from, to, 1)).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
         };
-        check("vcpus = 2", "vcpus = 0", "vcpus is 0, but has to be 1 to 255");
-        check("vcpus = 2", "vcpus = 256", "vcpus is 256");
-        check("1024", "1023", "memory_mib is 1023");
-        check("1024", "128", "memory_mib is 128");
-        check("1024", "4294967295", "memory_mib is 4294967295");
-        check("vcpus", "gpus", "unknown field `gpus`");
-        check("simulated", "none", "unknown variant `none`");
+        check(
+            TEXT,
+            "vcpus = 2",
+            "vcpus = 0",
+            "vcpus is 0, but has to be 1 to 4096",
+        );
+        check(TEXT, "vcpus = 2", "vcpus = 4097", "vcpus is 4097");
+        check(TEXT, "1024", "1023", "memory_mib is 1023");
+        check(TEXT, "1024", "128", "memory_mib is 128");
+        check(TEXT, "1024", "4294967295", "memory_mib is 4294967295");
+        check(TEXT, "vcpus", "gpus", "unknown field `gpus`");
+        check(TEXT, "simulated", "none", "unknown variant `none`");
+        check(FULL, "page_order", "pages", "unknown field `pages`");
+        check(FULL, "10.1.2", "7.2.0", "QEMU 7.2.0 is not supported");
+        check(FULL, "\"b\"", "\"c\"", "unknown variant `c`");
+        check(FULL, "\"on\"", "true", "secure_boot = true");
+        check(FULL, "vfio-gpu", "floppy", "unknown variant `floppy`");
+        check(FULL, "= 1024", "= 0", "hole64_gib");
+        check(FULL, "hole64_gib", "hole", "unknown field `hole`");
+        check(FULL, "0x21", "21", "is not 0x and 1 to 16 hexadecimal digits");
+    }
+
+    #[test]
+    fn a_giant_file_and_a_giant_list_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("launch.toml");
+        let load = |text: String| {
+            std::fs::write(&path, text).unwrap();
+            LaunchSpec::load(&path)
+        };
+        assert!(load(TEXT.to_owned()).is_ok());
+        let giant = TEXT.to_owned() + &"#".repeat(SPEC_BYTES_MAX as usize);
+        assert!(matches!(load(giant), Err(SpecError::TooLarge { .. })));
+        let devices = TEXT.to_owned() + &"[[devices]]\nkind = \"virtio-blk\"\n".repeat(29);
+        let error = load(devices).unwrap_err();
+        assert!(
+            matches!(error, SpecError::TooManyDevices { found: 29, .. }),
+            "{error}"
+        );
     }
 }

@@ -87,6 +87,9 @@ impl Machine<'_> {
         disk(&mut argv, "root", self.root, "");
         disk(&mut argv, "model", self.model, &format!(",serial={MODEL_SERIAL}"));
         self.vsock(&mut argv);
+        if let Some(hole) = self.spec.pci.hole64_gib {
+            argv.option("-global", format!("q35-pcihost.pci-hole64-size={}G", hole.get()));
+        }
         argv.0
     }
 
@@ -97,7 +100,8 @@ impl Machine<'_> {
             format!("memory-backend-memfd,id=mem0,size={memory}M,share=on"),
         );
         match (self.spec.platform, self.accelerator) {
-            (LaunchPlatform::Tdx, _) => {
+            // The configuration refuses SNP before a machine is made of it.
+            (LaunchPlatform::Tdx | LaunchPlatform::Snp, _) => {
                 argv.option("-object", "tdx-guest,id=tdx0");
                 argv.option("-accel", "kvm");
                 argv.option(
@@ -173,12 +177,13 @@ mod tests {
     use super::*;
 
     fn argv(platform: LaunchPlatform, accelerator: Accelerator, guest: &GuestSocket) -> Vec<String> {
-        let spec = LaunchSpec {
+        let mut spec = LaunchSpec::new(
             platform,
-            machine: MachineProfile::Q35V1,
-            vcpus: 2.try_into().unwrap(),
-            memory_mib: 512.try_into().unwrap(),
-        };
+            MachineProfile::Q35V1,
+            2.try_into().unwrap(),
+            512.try_into().unwrap(),
+        );
+        spec.pci.hole64_gib = (platform == LaunchPlatform::Tdx).then(|| 64.try_into().unwrap());
         let machine = Machine {
             spec: &spec,
             accelerator,
@@ -253,6 +258,7 @@ mod tests {
         assert!(has(&argv, "-machine", machine));
         assert!(has(&argv, "-object", "tdx-guest,id=tdx0"));
         assert!(has(&argv, "-accel", "kvm"));
+        assert!(has(&argv, "-global", "q35-pcihost.pci-hole64-size=64G"));
         assert!(has(&argv, "-device", "vhost-vsock-pci,guest-cid=77"));
         assert!(!argv.iter().any(|argument| argument.contains("tcg")));
     }
