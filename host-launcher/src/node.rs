@@ -649,17 +649,23 @@ fn start_platform(
     let prediction = measure(LaunchInputs {
         firmware: &firmware,
         kernel: &kernel,
+        initrd: None,
         command_line: &config.manifest.command_line,
         spec: &config.spec,
+        tables: None,
+        smbios: None,
     })
     .context("measuring what QEMU is given")
     .or_exit(Exit::Usage)?;
+    let [mrtd, rtmr0, rtmr1, rtmr2] = prediction
+        .sole_values()
+        .expect("a simulated platform's registers have one value each");
     let platform = simulated_platform(state_dir)?;
     let td = platform.start_td(InitialRegisters {
-        mrtd: prediction.mrtd,
-        rtmr0: prediction.rtmr0,
-        rtmr1: prediction.rtmr1,
-        rtmr2: prediction.rtmr2,
+        mrtd,
+        rtmr0,
+        rtmr1,
+        rtmr2,
     });
     reporter.step("SIMULATED platform: registers from the bytes that QEMU is given");
     let endorsements = move || {

@@ -4,8 +4,8 @@
 //! Microsoft's "Windows Authenticode Portable Executable Signature Format" (2008), "Calculating the PE Image
 //! Hash". The image may come from anybody: each offset is checked, and no byte is hashed twice.
 
-use cocoon_evidence::Digest48;
-use sha2::{Digest as _, Sha384};
+use cocoon_evidence::{Digest32, Digest48};
+use sha2::{Digest, Sha256, Sha384};
 
 /// Longer kernels are refused; a bzImage with everything built in has 4 to 20 MiB.
 pub const KERNEL_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -24,13 +24,28 @@ pub enum KernelError {
     Malformed(&'static str),
 }
 
-/// Steps 1 to 13 below are those of Microsoft's document.
+/// The digest that RTMR1 gets.
 pub(crate) fn authenticode(image: &[u8]) -> Result<Digest48, KernelError> {
+    image_hash(image, Sha384::new()).map(|hash| Digest48(hash.into()))
+}
+
+/// The same over SHA-256: by it Secure Boot knows a kernel that is not signed.
+pub(crate) fn image_sha256(image: &[u8]) -> Result<Digest32, KernelError> {
+    image_hash(image, Sha256::new()).map(|hash| Digest32(hash.into()))
+}
+
+/// Whether the image carries signatures.
+pub(crate) fn has_certificate(image: &[u8]) -> Result<bool, KernelError> {
+    let headers = Headers::parse(image).map_err(KernelError::Malformed)?;
+    Ok(headers.certificate_bytes > 0)
+}
+
+/// Steps 1 to 13 below are those of Microsoft's document; `hash` is new.
+fn image_hash<H: Digest>(image: &[u8], mut hash: H) -> Result<sha2::digest::Output<H>, KernelError> {
     if image.len() > KERNEL_BYTES_MAX {
         return Err(KernelError::TooLarge { bytes: image.len() });
     }
-    let headers = Headers::parse(image).map_err(KernelError::Malformed)?;
-    let mut hash = Sha384::new(); // 1, 2
+    let headers = Headers::parse(image).map_err(KernelError::Malformed)?; // 1, 2
     hash.update(&image[..headers.checksum]); // 3
     let after_checksum = headers.checksum + 4; // 4
     match headers.certificate_entry {
@@ -60,7 +75,7 @@ pub(crate) fn authenticode(image: &[u8]) -> Result<Digest48, KernelError> {
             "its certificates are longer than what follows the sections",
         ))?;
     hash.update(&image[hashed..trailing_end]); // 13
-    Ok(Digest48(hash.finalize().into()))
+    Ok(hash.finalize())
 }
 
 /// Where things are. All offsets lie in the file, in the order `checksum < certificate_entry < end`.
@@ -203,6 +218,13 @@ pub(crate) mod tests {
         (0..image.len()).filter(kept).map(|at| image[at]).collect()
     }
 
+    /// Says that the certificates are the image's last bytes from `at` on, and adds 16 bytes of them.
+    pub(crate) fn sign(image: &mut Vec<u8>, at: u32) {
+        put(image, CERTIFICATE.start, &at.to_le_bytes());
+        put(image, CERTIFICATE.start + 4, &16u32.to_le_bytes());
+        image.extend([7; 16]);
+    }
+
     const CHECKSUM: std::ops::Range<usize> = OPTIONAL + 64..OPTIONAL + 68;
     const CERTIFICATE: std::ops::Range<usize> = DIRECTORY + 32..DIRECTORY + 40;
 
@@ -219,13 +241,7 @@ pub(crate) mod tests {
         let unsigned = image(b"");
         let mut signed = unsigned.clone();
         put(&mut signed, CHECKSUM.start, &[9; 4]);
-        put(
-            &mut signed,
-            CERTIFICATE.start,
-            &(unsigned.len() as u32).to_le_bytes(),
-        );
-        put(&mut signed, CERTIFICATE.start + 4, &16u32.to_le_bytes());
-        signed.extend([7; 16]);
+        sign(&mut signed, unsigned.len() as u32);
         assert_eq!(authenticode(&signed), authenticode(&unsigned));
     }
 

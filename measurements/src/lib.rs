@@ -13,28 +13,36 @@ pub mod diff;
 pub mod eventlog;
 pub mod fields;
 mod fw_cfg;
+mod kernel_header;
 mod manifest;
 mod measure;
 mod policy;
+mod prediction;
 pub mod replay;
 pub mod snp;
 mod spec;
 mod tdvf;
+mod variable_store;
 
 pub use authenticode::{KERNEL_BYTES_MAX, KernelError};
 pub use fw_cfg::{FW_CFG_ITEM_BYTES_MAX, FwCfgError, FwCfgFiles};
+pub use kernel_header::KernelHeaderError;
 pub use manifest::{
     Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, FileEntry, FileMode, ImageProfile, MANIFEST_BYTES_MAX,
     Manifest, ManifestError, VerityTree,
 };
-pub use measure::{FirmwareLayout, LaunchInputs, MeasureError, PredictedEvent, Prediction, measure};
+pub use measure::{INITRD_BYTES_MAX, Initrd, LaunchInputs, MeasureError, measure};
 pub use policy::{
     BuildPolicyError, LAUNCH_DOCUMENT_BYTES_MAX, MODEL_DEVICE, PolicyInputs, SIMULATED_TD_ATTRIBUTES,
     SIMULATED_XFAM, build_policy, model_event,
+};
+pub use prediction::{
+    Alternative, FirmwareLayout, PredictedEvent, PredictedRegister, PredictedRegisters, Prediction,
 };
 pub use spec::{
     DeviceKind, DeviceSpec, EventLayout, FirmwareSpec, GuestFeatures, Hole64Gib, InitrdArgument,
     LaunchPlatform, LaunchSpec, MachineProfile, MemoryMib, PageOrder, ParseQemuVersionError, PciSpec,
     QemuSpec, QemuVersion, RangeError, SecureBoot, SnpSpec, SpecError, Vcpus,
 };
-pub use tdvf::{FIRMWARE_BYTES_MAX, FirmwareError};
+pub use tdvf::{FIRMWARE_BYTES_MAX, Firmware, FirmwareError};
+pub use variable_store::VariableStoreError;

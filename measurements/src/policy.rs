@@ -53,8 +53,8 @@ pub enum BuildPolicyError {
     /// It does not name a model volume, so the model event is not known.
     #[error("the launch document has no usable model.verity")]
     Document(#[source] serde_json::Error),
-    /// There is no platform whose TD configuration this version knows.
-    #[error("a policy for this platform cannot be made yet: its registers are not predicted")]
+    /// Not a platform with TDX registers.
+    #[error("a policy for this platform is not made of TDX registers")]
     Platform,
     /// The parts do not make a policy.
     #[error("the policy would not be usable")]
@@ -67,18 +67,24 @@ pub enum BuildPolicyError {
 /// # Errors
 /// See [`BuildPolicyError`].
 pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError> {
-    let LaunchPlatform::Simulated = inputs.platform else {
+    if inputs.platform == LaunchPlatform::Snp {
         return Err(BuildPolicyError::Platform);
-    };
+    }
     let model = model_event(inputs.launch_document)?;
+<<<<<<< HEAD
     let prediction = inputs.prediction;
     let unset = || Expect::exact(Digest48::ZERO);
+=======
+    let registers = &inputs.prediction.registers;
+    let unset = || vec![Digest48::ZERO];
+>>>>>>> fbe1d44 (Predict every TDX register: layouts a0 to b, kernel header patch, Secure Boot keys, initrd, both page orders)
     Ok(Policy::new(PolicyTerms {
         version: POLICY_VERSION,
         number: inputs.number,
         expires_s: inputs.expires_s,
         role: PolicyRole::Inference,
         platform: PlatformTerms {
+<<<<<<< HEAD
             simulated: true,
             root_pem: inputs.root_pem.to_owned(),
         },
@@ -101,6 +107,29 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
                 evaluation_number_min: inputs.tcb_evaluation_number_min,
             },
         }),
+=======
+            kind: PlatformKind::Tdx,
+            simulated: inputs.platform == LaunchPlatform::Simulated,
+            root_pem: inputs.root_pem.to_owned(),
+        },
+        registers: RegisterTerms {
+            mrtd: registers.mrtd.values().collect(),
+            rtmr0: registers.rtmr0.values().collect(),
+            rtmr1: registers.rtmr1.values().collect(),
+            rtmr2: registers.rtmr2.values().collect(),
+            mr_config_id: unset(),
+            mr_owner: unset(),
+            mr_owner_config: unset(),
+        },
+        td: TdTerms {
+            attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
+            xfam: Bits64(SIMULATED_XFAM),
+        },
+        tcb: TcbTerms {
+            accepted: vec![TcbStatusName::UP_TO_DATE],
+            evaluation_number_min: inputs.tcb_evaluation_number_min,
+        },
+>>>>>>> fbe1d44 (Predict every TDX register: layouts a0 to b, kernel header patch, Secure Boot keys, initrd, both page orders)
         events: EventTerms {
             launch_document: DocumentTerms::exact(Digest48::of(inputs.launch_document)),
             model: Expect::exact(Digest48::of(model.as_bytes())),

@@ -1,13 +1,17 @@
 //! `predict`: a manifest and a LaunchSpec in, registers and a policy out.
 
-use std::{fmt::Write as _, path::PathBuf};
-
-use anyhow::{Context as _, Result};
-use cocoon_evidence::{Digest48, Rtmr};
-use cocoon_measurements::{
-    Artifact, LAUNCH_DOCUMENT_BYTES_MAX, LaunchInputs, LaunchPlatform, LaunchSpec, Manifest, PolicyInputs,
-    Prediction, build_policy, measure,
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
 };
+
+use anyhow::{Context as _, Result, bail};
+use cocoon_evidence::Digest48;
+use cocoon_measurements::{
+    Artifact, FwCfgFiles, INITRD_BYTES_MAX, Initrd, LAUNCH_DOCUMENT_BYTES_MAX, LaunchInputs, LaunchPlatform,
+    LaunchSpec, Manifest, PolicyInputs, PredictedRegister, Prediction, build_policy, measure,
+};
+use cocoon_verify::INTEL_SGX_ROOT_CA_PEM;
 use serde::Serialize;
 
 use super::{
@@ -16,26 +20,41 @@ use super::{
     output::{print_json, print_text, replace_file},
 };
 
+/// Predict MRTD and RTMR0 to RTMR2 of a launch, event by event, and write the policy for clients.
+///
+/// A register has several named values where the LaunchSpec does not pin what decides; the policy accepts each
+/// of them.
 #[derive(clap::Args)]
 pub(crate) struct Predict {
     /// manifest.json of the image; firmware, kernel and root file system lie beside it and are checked.
     #[arg(long, value_name = "FILE")]
     manifest: PathBuf,
-    /// LaunchSpec: TOML with platform, machine, vcpus and memory_mib.
+    /// LaunchSpec: TOML with platform, machine, vcpus and memory_mib; docs/MEASUREMENTS.md has the other keys.
     #[arg(long, value_name = "FILE")]
     spec: PathBuf,
+    /// An initrd that QEMU gets with -initrd; Cocoon's own images have none.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// What QEMU hands the firmware of this machine, as `cocoon-measure acpi` writes it; needed for platform =
+    /// "tdx".
+    #[arg(long, value_name = "FILE")]
+    tables: Option<PathBuf>,
     /// The launch document, as `cocoon-launch document` writes it.
     #[arg(long, value_name = "FILE")]
-    launch_document: PathBuf,
-    /// The platform's root certificate, PEM; for a simulated platform the one in the launcher's state folder.
+    launch_document: Option<PathBuf>,
+    /// The platform's root certificate, PEM. For a simulated platform the one in the launcher's state folder; for
+    /// platform = "tdx" Intel's is built in, and this is refused.
     #[arg(long, value_name = "PEM")]
-    root: PathBuf,
-    /// Where to write the policy; an existing file is replaced.
-    #[arg(long, value_name = "FILE")]
-    policy_out: PathBuf,
-    /// Print JSON instead of text.
+    root: Option<PathBuf>,
+    /// Where to write the policy; an existing file is replaced. Needs --launch-document.
+    #[arg(long, value_name = "FILE", requires = "launch_document")]
+    policy_out: Option<PathBuf>,
+    /// Print JSON of the schema cocoon.predict/1 instead of tables.
     #[arg(long)]
     json: bool,
+    /// Add to the tables what each register and event means.
+    #[arg(long)]
+    explain: bool,
     /// Number of the policy; must grow when a policy replaces another.
     #[arg(long, default_value_t = 1)]
     number: u64,
@@ -50,88 +69,171 @@ pub(crate) struct Predict {
 /// A certificate has about 1 KiB.
 const ROOT_BYTES_MAX: usize = 64 * 1024;
 
+const SCHEMA: &str = "cocoon.predict/1";
+
 pub(crate) fn run(arguments: &Predict) -> Result<Exit> {
     let manifest = Manifest::load(&arguments.manifest)?;
     let spec = LaunchSpec::load(&arguments.spec)?;
-    let document = read_bounded(&arguments.launch_document, LAUNCH_DOCUMENT_BYTES_MAX)
-        .context("cannot use the launch document")?;
-    let root = read_bounded(&arguments.root, ROOT_BYTES_MAX).context("cannot use the root certificate")?;
-    let root_pem = String::from_utf8(root)
-        .with_context(|| format!("{} is not PEM: not text", arguments.root.display()))?;
+    let document = arguments
+        .launch_document
+        .as_deref()
+        .map(read_document)
+        .transpose()?;
+    let prediction = predict(arguments, &manifest, &spec)?;
+    if let (Some(path), Some(document)) = (&arguments.policy_out, &document) {
+        let policy = build_policy(PolicyInputs {
+            prediction: &prediction,
+            platform: spec.platform,
+            launch_document: document,
+            root_pem: &root_pem(arguments.root.as_deref(), spec.platform)?,
+            number: arguments.number,
+            expires_s: now_s()? + u64::from(arguments.expires_days) * 24 * 60 * 60,
+            tcb_evaluation_number_min: arguments.tcb_evaluation_number_min,
+        })
+        .context("cannot make a policy")?;
+        replace_file(path, policy.to_toml().as_bytes())?;
+    }
+    let output = Output {
+        schema: SCHEMA,
+        simulated: spec.platform == LaunchPlatform::Simulated,
+        launch_document_sha384: document.as_deref().map(Digest48::of),
+        prediction: &prediction,
+    };
+    if arguments.json {
+        print_json(&output)?;
+    } else {
+        print_text(&text(&output, arguments.explain)?)?;
+    }
+    Ok(Exit::Done)
+}
 
+fn read_document(path: &Path) -> Result<Vec<u8>> {
+    read_bounded(path, LAUNCH_DOCUMENT_BYTES_MAX).context("cannot use the launch document")
+}
+
+/// Reads and checks all files of the image, and measures them.
+fn predict(arguments: &Predict, manifest: &Manifest, spec: &LaunchSpec) -> Result<Prediction> {
     let path = |artifact: &Artifact| Manifest::artifact_path(&arguments.manifest, artifact);
     let artifacts = &manifest.artifacts;
     let firmware = artifacts.firmware.read("firmware", &path(&artifacts.firmware))?;
     let kernel = artifacts.kernel.read("kernel", &path(&artifacts.kernel))?;
     artifacts.root.verify("root", &path(&artifacts.root))?;
-
-    let prediction = measure(LaunchInputs {
+    let initrd = arguments.initrd.as_deref().map(read_initrd).transpose()?;
+    let tables = arguments.tables.as_deref().map(read_tables).transpose()?;
+    Ok(measure(LaunchInputs {
         firmware: &firmware,
         kernel: &kernel,
+        initrd,
         command_line: &manifest.command_line,
-        spec: &spec,
-    })?;
-    let policy = build_policy(PolicyInputs {
-        prediction: &prediction,
-        platform: spec.platform,
-        launch_document: &document,
-        root_pem: &root_pem,
-        number: arguments.number,
-        expires_s: now_s()? + u64::from(arguments.expires_days) * 24 * 60 * 60,
-        tcb_evaluation_number_min: arguments.tcb_evaluation_number_min,
-    })
-    .context("cannot make a policy")?;
-    replace_file(&arguments.policy_out, policy.to_toml().as_bytes())?;
-    print(&prediction, &document, &spec, arguments.json)?;
-    Ok(Exit::Done)
+        spec,
+        tables: tables.as_ref(),
+        smbios: None,
+    })?)
+}
+
+fn read_initrd(path: &Path) -> Result<Initrd> {
+    let bytes = read_bounded(path, INITRD_BYTES_MAX).context("cannot use the initrd")?;
+    Ok(Initrd::of(&bytes))
+}
+
+/// TABLES
+fn read_tables(path: &Path) -> Result<FwCfgFiles> {
+    let bytes = read_bounded(path, 64 * 1024 * 1024).context("cannot use the tables")?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} holds no tables", path.display()))
+}
+
+fn root_pem(path: Option<&Path>, platform: LaunchPlatform) -> Result<String> {
+    match (platform, path) {
+        (LaunchPlatform::Tdx, None) => Ok(INTEL_SGX_ROOT_CA_PEM.to_owned()),
+        (LaunchPlatform::Tdx, Some(_)) => {
+            bail!(
+                "--root is for simulated platforms: quotes of a TDX machine end at Intel's root, which is built in"
+            )
+        }
+        (_, Some(path)) => {
+            let root = read_bounded(path, ROOT_BYTES_MAX).context("cannot use the root certificate")?;
+            String::from_utf8(root).with_context(|| format!("{} is not PEM: not text", path.display()))
+        }
+        (_, None) => bail!("a policy for this platform needs --root, the platform's root certificate"),
+    }
 }
 
 #[derive(Serialize)]
 struct Output<'a> {
+    schema: &'static str,
     simulated: bool,
-    launch_document_sha384: Digest48,
+    launch_document_sha384: Option<Digest48>,
+    #[serde(flatten)]
     prediction: &'a Prediction,
 }
 
-fn print(prediction: &Prediction, document: &[u8], spec: &LaunchSpec, json: bool) -> Result<()> {
-    let output = Output {
-        simulated: spec.platform == LaunchPlatform::Simulated,
-        launch_document_sha384: Digest48::of(document),
-        prediction,
-    };
-    if json {
-        return print_json(&output);
-    }
-    let mut text = String::new();
-    write_text(&mut text, &output)?;
-    print_text(&text)
-}
-
-fn write_text(out: &mut String, output: &Output<'_>) -> std::fmt::Result {
-    let prediction = output.prediction;
+fn text(output: &Output<'_>, explain: bool) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
     if output.simulated {
         writeln!(
             out,
             "SIMULATED platform: these values prove nothing about a machine\n"
         )?;
     }
-    writeln!(out, "MRTD   {}", prediction.mrtd)?;
-    writeln!(out, "         {}", prediction.firmware_layout)?;
-    let registers = [
-        ("RTMR0", Rtmr::Rtmr0, prediction.rtmr0),
-        ("RTMR1", Rtmr::Rtmr1, prediction.rtmr1),
-        ("RTMR2", Rtmr::Rtmr2, prediction.rtmr2),
-    ];
-    for (name, register, value) in registers {
-        writeln!(out, "{name}  {value}")?;
-        for event in prediction
-            .events
-            .iter()
-            .filter(|event| event.register == register)
-        {
-            writeln!(out, "       + {}  {}", event.digest, event.name)?;
+    writeln!(out, "Measured: {}\n", output.prediction.firmware_layout)?;
+    for (name, register) in output.prediction.registers.iter() {
+        write_register(&mut out, name, register, explain)?;
+    }
+    if let Some(digest) = output.launch_document_sha384 {
+        writeln!(out, "RTMR3, first event (launch document)\n  {digest}")?;
+    }
+    Ok(out)
+}
+
+fn write_register(
+    out: &mut String,
+    name: &str,
+    register: &PredictedRegister,
+    explain: bool,
+) -> std::fmt::Result {
+    let title = name.to_uppercase();
+    if explain {
+        writeln!(out, "{title}: {}", meaning(name))?;
+    }
+    for alternative in register.alternatives() {
+        match alternative.name {
+            "only" => writeln!(out, "{title}  {}", alternative.value)?,
+            name => writeln!(out, "{title}  {}  {name}", alternative.value)?,
+        }
+        if explain {
+            writeln!(out, "  if {}", alternative.when)?;
+        }
+        let width = |part: fn(&cocoon_measurements::PredictedEvent) -> usize| {
+            alternative.events.iter().map(part).max().unwrap_or(0)
+        };
+        let (types, names) = (
+            width(|event| event.type_name.len()),
+            width(|event| event.name.len()),
+        );
+        for event in &alternative.events {
+            let digest = event
+                .digest
+                .map_or("not measured".to_owned(), |digest| digest.to_string());
+            writeln!(
+                out,
+                "  {:types$}  {:names$}  {digest}",
+                event.type_name, event.name
+            )?;
+            if explain {
+                writeln!(out, "  {:types$}  {:names$}  -> {}", "", "", event.value)?;
+            }
         }
     }
-    writeln!(out, "Launch document (first event of RTMR3), SHA-384")?;
-    writeln!(out, "       {}", output.launch_document_sha384)
+    writeln!(out)
+}
+
+fn meaning(register: &str) -> &'static str {
+    match register {
+        "mrtd" => "the firmware, page by page, as the TDX module measured it before the guest ran",
+        "rtmr0" => "the firmware's settings and the virtual hardware, measured by the firmware",
+        "rtmr1" => "the kernel, measured by the firmware as it started it",
+        _ => {
+            "the command line (which holds the root file system's hash) and the initrd, measured by the kernel"
+        }
+    }
 }
