@@ -8,7 +8,7 @@ use cocoon_verify::{
 };
 use serde::Deserialize;
 
-use crate::{LaunchPlatform, Prediction, VerityTree};
+use crate::{LaunchPlatform, PredictedRegister, Prediction, VerityTree};
 
 /// The agent refuses longer launch documents.
 pub const LAUNCH_DOCUMENT_BYTES_MAX: usize = 8 * 1024;
@@ -71,29 +71,23 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
         return Err(BuildPolicyError::Platform);
     }
     let model = model_event(inputs.launch_document)?;
-<<<<<<< HEAD
-    let prediction = inputs.prediction;
-    let unset = || Expect::exact(Digest48::ZERO);
-=======
     let registers = &inputs.prediction.registers;
-    let unset = || vec![Digest48::ZERO];
->>>>>>> fbe1d44 (Predict every TDX register: layouts a0 to b, kernel header patch, Secure Boot keys, initrd, both page orders)
+    let unset = || Expect::exact(Digest48::ZERO);
     Ok(Policy::new(PolicyTerms {
         version: POLICY_VERSION,
         number: inputs.number,
         expires_s: inputs.expires_s,
         role: PolicyRole::Inference,
         platform: PlatformTerms {
-<<<<<<< HEAD
-            simulated: true,
+            simulated: inputs.platform == LaunchPlatform::Simulated,
             root_pem: inputs.root_pem.to_owned(),
         },
         hardware: HardwareTerms::Tdx(TdxExpectations {
             registers: RegisterTerms {
-                mrtd: Expect::exact(prediction.mrtd),
-                rtmr0: Expect::exact(prediction.rtmr0),
-                rtmr1: Expect::exact(prediction.rtmr1),
-                rtmr2: Expect::exact(prediction.rtmr2),
+                mrtd: expect(&registers.mrtd),
+                rtmr0: expect(&registers.rtmr0),
+                rtmr1: expect(&registers.rtmr1),
+                rtmr2: expect(&registers.rtmr2),
                 mr_config_id: unset(),
                 mr_owner: unset(),
                 mr_owner_config: unset(),
@@ -107,29 +101,6 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
                 evaluation_number_min: inputs.tcb_evaluation_number_min,
             },
         }),
-=======
-            kind: PlatformKind::Tdx,
-            simulated: inputs.platform == LaunchPlatform::Simulated,
-            root_pem: inputs.root_pem.to_owned(),
-        },
-        registers: RegisterTerms {
-            mrtd: registers.mrtd.values().collect(),
-            rtmr0: registers.rtmr0.values().collect(),
-            rtmr1: registers.rtmr1.values().collect(),
-            rtmr2: registers.rtmr2.values().collect(),
-            mr_config_id: unset(),
-            mr_owner: unset(),
-            mr_owner_config: unset(),
-        },
-        td: TdTerms {
-            attributes: Bits64(SIMULATED_TD_ATTRIBUTES),
-            xfam: Bits64(SIMULATED_XFAM),
-        },
-        tcb: TcbTerms {
-            accepted: vec![TcbStatusName::UP_TO_DATE],
-            evaluation_number_min: inputs.tcb_evaluation_number_min,
-        },
->>>>>>> fbe1d44 (Predict every TDX register: layouts a0 to b, kernel header patch, Secure Boot keys, initrd, both page orders)
         events: EventTerms {
             launch_document: DocumentTerms::exact(Digest48::of(inputs.launch_document)),
             model: Expect::exact(Digest48::of(model.as_bytes())),
@@ -138,6 +109,19 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
             ready: ReadyRule::Empty,
         },
     })?)
+}
+
+/// The only value, or each with the name of what leads to it.
+fn expect(register: &PredictedRegister) -> Expect<Digest48> {
+    match register.sole_value() {
+        Some(value) => Expect::exact(value),
+        None => Expect::by_profile(
+            register
+                .alternatives()
+                .iter()
+                .map(|alternative| (alternative.name, alternative.value)),
+        ),
+    }
 }
 
 /// The payload of the model event: the device-mapper table that the agent gives the kernel.
