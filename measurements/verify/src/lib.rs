@@ -11,6 +11,7 @@
 mod appraisal;
 mod endorsements;
 pub mod judgement;
+pub mod nvidia;
 mod policy;
 mod quote;
 mod report;
