@@ -6,8 +6,10 @@
 //! gives to QEMU.
 //!
 //! Nothing here is trusted by being read: manifests, firmware and kernels may come from anybody, are bounded,
-//! and are compared by hash. The library does no I/O except loading manifests, specs and artifacts.
+//! and are compared by hash. The library does no I/O except loading manifests, specs and
+//! artifacts, and starting QEMU in [`acpi`].
 
+pub mod acpi;
 mod authenticode;
 pub mod diff;
 pub mod eventlog;
@@ -42,7 +44,7 @@ pub use prediction::{
 pub use spec::{
     DeviceKind, DeviceSpec, EventLayout, FirmwareSpec, GuestFeatures, Hole64Gib, InitrdArgument,
     LaunchPlatform, LaunchSpec, MachineProfile, MemoryMib, PageOrder, ParseQemuVersionError, PciSpec,
-    QemuSpec, QemuVersion, RangeError, SecureBoot, SnpSpec, SpecError, Vcpus,
+    QemuSpec, QemuVersion, RangeError, SecureBoot, SmbiosSpec, SnpSpec, SpecError, Vcpus, WindowGib,
 };
 pub use tdvf::{FIRMWARE_BYTES_MAX, Firmware, FirmwareError};
 pub use variable_store::VariableStoreError;

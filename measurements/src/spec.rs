@@ -15,11 +15,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use devices::{DeviceKind, DeviceSpec, Hole64Gib, PciSpec};
+pub use devices::{DeviceKind, DeviceSpec, Hole64Gib, PciSpec, WindowGib};
 pub use firmware::{EventLayout, FirmwareSpec, InitrdArgument, SecureBoot};
 pub use numbers::{MemoryMib, RangeError, Vcpus};
 pub use qemu::{PageOrder, ParseQemuVersionError, QemuSpec, QemuVersion};
 pub use snp::{GuestFeatures, SnpSpec};
+
+use crate::acpi::{BiosInformation, ProcessorId};
 
 /// A longer LaunchSpec is refused before it is parsed: a full one has less than 4 KiB.
 const SPEC_BYTES_MAX: u64 = 64 * 1024;
@@ -49,6 +51,10 @@ const DEVICES_MAX: usize = 28;
 /// [pci]                        # see PciSpec
 /// hole64_gib = 1024
 ///
+/// [smbios.processor]           # see SmbiosSpec
+/// signature = 0x000806f8
+/// features = 0x1f8bfbff
+///
 /// [snp]                        # see SnpSpec
 /// vcpu_type = "EPYC-v4"
 /// ```
@@ -75,9 +81,24 @@ pub struct LaunchSpec {
     /// The PCI host bridge.
     #[serde(default, skip_serializing_if = "is_default")]
     pub pci: PciSpec,
+    /// What firmware of layout B measures of SMBIOS and QEMU's tables do not hold.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub smbios: SmbiosSpec,
     /// What only SEV-SNP measures.
     #[serde(default, skip_serializing_if = "is_default")]
     pub snp: SnpSpec,
+}
+
+/// `[smbios]`. Needed for `layout = "b"` only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmbiosSpec {
+    /// What the firmware was built to say about itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bios: Option<BiosInformation>,
+    /// What CPUID leaf 1 says in the guest; with `-cpu host` that is the host's processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<ProcessorId>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -180,6 +201,7 @@ impl LaunchSpec {
             firmware: FirmwareSpec::default(),
             devices: Vec::new(),
             pci: PciSpec::default(),
+            smbios: SmbiosSpec::default(),
             snp: SnpSpec::default(),
         }
     }

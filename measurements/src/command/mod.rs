@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError};
 
+mod acpi;
 mod diff;
 mod input;
 mod output;
@@ -29,6 +30,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make the ACPI and SMBIOS tables of a machine with a stock QEMU, for `predict --tables`.
+    #[command(after_help = EXIT_CODES)]
+    Acpi(acpi::Acpi),
     /// Predict all registers of a launch and write the policy for clients.
     #[command(after_help = EXIT_CODES)]
     Predict(predict::Predict),
@@ -73,6 +77,7 @@ Exit codes:
 /// Parses the command line, runs the subcommand and prints its error.
 pub(crate) fn run() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Acpi(arguments) => acpi::run(&arguments),
         Command::Predict(arguments) => predict::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Quote(arguments) => quote::run(&arguments),

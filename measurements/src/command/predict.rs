@@ -8,8 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use cocoon_evidence::Digest48;
 use cocoon_measurements::{
-    Artifact, FwCfgFiles, INITRD_BYTES_MAX, Initrd, LAUNCH_DOCUMENT_BYTES_MAX, LaunchInputs, LaunchPlatform,
-    LaunchSpec, Manifest, PolicyInputs, PredictedRegister, Prediction, build_policy, measure,
+    Artifact, EventLayout, FwCfgFiles, INITRD_BYTES_MAX, Initrd, LAUNCH_DOCUMENT_BYTES_MAX, LaunchInputs,
+    LaunchPlatform, LaunchSpec, Manifest, PolicyInputs, PredictedRegister, Prediction,
+    acpi::{MachineShape, SmbiosInputs, TABLES_FILE_BYTES_MAX, TablesFile, measured_smbios},
+    build_policy, measure,
 };
 use cocoon_verify::INTEL_SGX_ROOT_CA_PEM;
 use serde::Serialize;
@@ -35,8 +37,8 @@ pub(crate) struct Predict {
     /// An initrd that QEMU gets with -initrd; Cocoon's own images have none.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// What QEMU hands the firmware of this machine, as `cocoon-measure acpi` writes it; needed for platform =
-    /// "tdx".
+    /// What QEMU hands the firmware of this machine, as `cocoon-measure acpi` writes it or a release publishes it;
+    /// needed for platform = "tdx".
     #[arg(long, value_name = "FILE")]
     tables: Option<PathBuf>,
     /// The launch document, as `cocoon-launch document` writes it.
@@ -119,7 +121,12 @@ fn predict(arguments: &Predict, manifest: &Manifest, spec: &LaunchSpec) -> Resul
     let kernel = artifacts.kernel.read("kernel", &path(&artifacts.kernel))?;
     artifacts.root.verify("root", &path(&artifacts.root))?;
     let initrd = arguments.initrd.as_deref().map(read_initrd).transpose()?;
-    let tables = arguments.tables.as_deref().map(read_tables).transpose()?;
+    let tables = arguments
+        .tables
+        .as_deref()
+        .map(|path| read_tables(path, spec))
+        .transpose()?;
+    let smbios = tables.as_ref().map(|tables| smbios(tables, spec)).transpose()?;
     Ok(measure(LaunchInputs {
         firmware: &firmware,
         kernel: &kernel,
@@ -127,7 +134,7 @@ fn predict(arguments: &Predict, manifest: &Manifest, spec: &LaunchSpec) -> Resul
         command_line: &manifest.command_line,
         spec,
         tables: tables.as_ref(),
-        smbios: None,
+        smbios: smbios.flatten(),
     })?)
 }
 
@@ -136,10 +143,28 @@ fn read_initrd(path: &Path) -> Result<Initrd> {
     Ok(Initrd::of(&bytes))
 }
 
-/// TABLES
-fn read_tables(path: &Path) -> Result<FwCfgFiles> {
-    let bytes = read_bounded(path, 64 * 1024 * 1024).context("cannot use the tables")?;
-    serde_json::from_slice(&bytes).with_context(|| format!("{} holds no tables", path.display()))
+/// The tables of this machine, from a file that may hold those of many.
+fn read_tables(path: &Path, spec: &LaunchSpec) -> Result<FwCfgFiles> {
+    let json = read_bounded(path, TABLES_FILE_BYTES_MAX).context("cannot use the tables")?;
+    let attempt = || format!("cannot use {}", path.display());
+    let file = TablesFile::parse(&json).with_context(attempt)?;
+    let shape = MachineShape::of(spec)?;
+    let machine = file.find(&shape, spec.qemu.version).with_context(attempt)?;
+    Ok(machine.files.clone())
+}
+
+fn smbios(tables: &FwCfgFiles, spec: &LaunchSpec) -> Result<Option<Digest48>> {
+    let structures = tables.get(FwCfgFiles::SMBIOS_TABLES);
+    let Some(structures) = structures.filter(|_| spec.firmware.layout == EventLayout::B) else {
+        return Ok(None);
+    };
+    let measured = measured_smbios(SmbiosInputs {
+        tables: structures,
+        bios: spec.smbios.bios.as_ref(),
+        processor: spec.smbios.processor,
+    })
+    .context("cannot predict the event of SMBIOS (layout = \"b\"); see [smbios] in the LaunchSpec")?;
+    Ok(Some(Digest48::of(&measured)))
 }
 
 fn root_pem(path: Option<&Path>, platform: LaunchPlatform) -> Result<String> {

@@ -53,6 +53,10 @@ pub struct PciSpec {
     /// The window above 4 GiB for PCI memory (`q35-pcihost.pci-hole64-size`). Left out: QEMU's own, 32 GiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hole64_gib: Option<Hole64Gib>,
+    /// Where the firmware lets that window begin, in GiB. Left out: where edk2 does for a processor with 46 or
+    /// more address bits, 57344 (56 TiB); before edk2-stable202211 behind the memory. `docs/ACPI.md` says more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_gib: Option<WindowGib>,
 }
 
 /// A window of 1 GiB to 256 TiB.
@@ -85,5 +89,38 @@ impl TryFrom<u32> for Hole64Gib {
 impl From<Hole64Gib> for u32 {
     fn from(hole: Hole64Gib) -> Self {
         hole.0
+    }
+}
+
+/// An address of 4 GiB to 2^52, in GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct WindowGib(u32);
+
+impl WindowGib {
+    /// The number of GiB.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for WindowGib {
+    type Error = RangeError;
+
+    fn try_from(found: u32) -> Result<Self, RangeError> {
+        if (4..1 << 22).contains(&found) {
+            return Ok(Self(found));
+        }
+        Err(RangeError {
+            field: "window_gib",
+            found,
+            rule: "4 to 4194303",
+        })
+    }
+}
+
+impl From<WindowGib> for u32 {
+    fn from(window: WindowGib) -> Self {
+        window.0
     }
 }
