@@ -83,6 +83,22 @@ impl Chain {
         Ok(())
     }
 
+    /// Authorities that came along for nothing: which of them no authority at hand signed. Those of other products
+    /// are welcome; a changed copy of a known one is not.
+    pub(crate) fn forged_extras(&self, given: &Endorsements, trust: &SnpRoot) -> Vec<String> {
+        let used = [&self.root.der, &self.intermediate.der];
+        let extras = given
+            .certificates
+            .iter()
+            .filter(|extra| !matches!(extra.role, CertificateRole::Vek(_)) && !used.contains(&&extra.der));
+        let forged = extras.filter(|extra| {
+            let at_hand = given.certificates.iter().chain(trust.known());
+            let mut issuers = at_hand.filter(|issuer| issuer.subject() == extra.issuer());
+            !issuers.any(|issuer| (issuer.sev(), extra.sev()).verify().is_ok())
+        });
+        forged.map(SnpCertificate::common_name).collect()
+    }
+
     /// AMD's names keep VCEKs and VLEKs apart: one intermediate issues only the former, the other only the
     /// latter (57230, section 2).
     pub(crate) fn expected_issuer(&self, trusted: TrustedKey) -> Option<String> {

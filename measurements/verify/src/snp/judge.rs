@@ -132,6 +132,18 @@ fn judge_chain(rows: &mut Checklist, inputs: &SnpInputs, endorsements: &Endorsem
         "root, intermediate and endorsement key, each signed by the one before",
         chain.verify_signatures(),
     );
+    let forged = chain.forged_extras(endorsements, inputs.root);
+    rows.judge(
+        ("certificates.unused", Signature),
+        forged.is_empty(),
+        "signed by an authority at hand",
+        if forged.is_empty() {
+            "none forged".to_owned()
+        } else {
+            list(&forged, ", ")
+        },
+        "a certificate that the chain does not need was changed, or its issuer is missing",
+    );
     judge_names(rows, chain, trusted);
     let (from, until) = chain.validity_s();
     let outdated = chain.outdated(inputs.now_s);
