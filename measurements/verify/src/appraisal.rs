@@ -8,13 +8,13 @@ mod events;
 use std::borrow::Cow;
 
 use cocoon_evidence::{Digest48, EventKind, EventLog, EvidenceBundle, Platform, ReportData};
-use dcap_qvl::{QuoteClaims, quote::TDReport10};
 
 use crate::{
-    endorsements::{self, date_text},
+    endorsements::date_text,
+    judgement::FailureClass,
     policy::{Bits64, Comparison, Expect, Floors, HardwareTerms, Policy, TdxExpectations},
-    quote::ParsedQuote,
     report::{Check, Fault, Refusal, RefusalClass, Report, Verdict},
+    tdx::{self, Collateral, Quote, TdField, TdReport, VerifiedQuote, VerifyError},
 };
 
 /// Which machine it is, as the platform root says.
@@ -101,9 +101,10 @@ pub fn appraise(
     check_policy_number(&mut rows, policy, floors);
     check_policy_expiry(&mut rows, policy, now_s);
     let parsed = check_format(&mut rows, quote);
-    let claims = check_authenticity(&mut rows, policy, parsed.as_ref(), endorsements, now_s);
-    check_tcb(&mut rows, tdx, floors, claims.as_ref());
-    let claimed = parsed.as_ref().map(ParsedQuote::claimed);
+    let verified = check_authenticity(&mut rows, policy, parsed.as_ref(), endorsements, now_s);
+    check_tcb(&mut rows, tdx, floors, verified.as_ref());
+    let claimed = parsed.as_ref().and_then(Quote::td_report);
+    let claimed = claimed.as_ref();
     check_report_data(&mut rows, report_data, claimed);
     check_td(&mut rows, tdx, claimed);
     check_registers(&mut rows, tdx, claimed);
@@ -112,7 +113,7 @@ pub fn appraise(
     let report = rows.into_report(policy);
     let outcome = match report.refusal() {
         Some(refusal) => Err(refusal),
-        None => trusted(policy, bundle, claims).ok_or_else(|| Refusal {
+        None => trusted(policy, bundle, verified.as_ref()).ok_or_else(|| Refusal {
             class: RefusalClass::Signature,
             checks: vec![],
         }),
@@ -121,14 +122,18 @@ pub fn appraise(
 }
 
 /// The report is the proof; what is missing here would have failed a row.
-fn trusted(policy: &Policy, bundle: &EvidenceBundle, claims: Option<QuoteClaims>) -> Option<TrustedGuest> {
-    let pck = claims?.platform.pck;
+fn trusted(
+    policy: &Policy,
+    bundle: &EvidenceBundle,
+    verified: Option<&VerifiedQuote<'_>>,
+) -> Option<TrustedGuest> {
+    let platform = verified?.pck().platform();
     Some(TrustedGuest {
         events: bundle.events.clone(),
         usage_key: bundle.events.payload(EventKind::UsageKey)?.try_into().ok()?,
         platform: PlatformId {
-            fmspc: pck.fmspc,
-            ppid: pck.ppid,
+            fmspc: platform.fmspc,
+            ppid: platform.ppid.to_vec(),
         },
         simulated: policy.is_simulated(),
     })
@@ -224,31 +229,33 @@ fn check_policy_expiry(rows: &mut Rows, policy: &Policy, now_s: u64) {
     rows.local(row, now_s < expires_s);
 }
 
-fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<ParsedQuote<'a>> {
-    let parsed = ParsedQuote::parse(quote);
+/// The guest's agent takes the platform's padding away, so nothing at all may follow.
+fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<Quote<'a>> {
+    let parsed = Quote::parse_unpadded(quote);
+    let holds = parsed.as_ref().is_ok_and(|quote| quote.td_report().is_some());
     let row = Row {
         name: "quote format".into(),
         expected: "a TDX quote, version 4 or 5, every byte accounted for".into(),
         actual: match &parsed {
-            Ok(_) => format!("{} bytes", quote.len()),
+            Ok(parsed) => format!("{} bytes, {}", quote.len(), parsed.kind().name()),
             Err(error) => error.to_string(),
         },
         fault: Fault::Host,
         class: RefusalClass::Signature,
     };
-    rows.local(row, parsed.is_ok());
-    parsed.ok()
+    rows.local(row, holds);
+    parsed.ok().filter(|_| holds)
 }
 
 /// Rows "endorsements", "quote signature" and "endorsement freshness".
-fn check_authenticity(
+fn check_authenticity<'a>(
     rows: &mut Rows,
     policy: &Policy,
-    parsed: Option<&ParsedQuote<'_>>,
+    parsed: Option<&Quote<'a>>,
     endorsements: &[u8],
     now_s: u64,
-) -> Option<QuoteClaims> {
-    let collateral = endorsements::parse(endorsements);
+) -> Option<VerifiedQuote<'a>> {
+    let collateral = Collateral::parse(endorsements);
     let row = Row {
         name: "endorsements".into(),
         expected: "collateral for a TDX quote".into(),
@@ -263,103 +270,92 @@ fn check_authenticity(
 
     let authenticity = match (parsed, &collateral) {
         (Some(quote), Ok(collateral)) => authenticity(policy, quote, collateral, now_s),
-        _ => Authenticity::Refused("nothing to verify".into()),
+        _ => Authenticity::Refused(FailureClass::Signature, "nothing to verify".into()),
     };
-    let (claims, reason) = match authenticity {
-        Authenticity::Proven(claims) => {
+    let (verified, refusal) = match authenticity {
+        Authenticity::Proven(verified) => {
             rows.authentic = true;
-            (Some(claims), None)
+            (Some(verified), None)
         }
-        Authenticity::Stale(claims) => {
+        Authenticity::Stale(verified) => {
             push_signature(rows, policy, None);
-            push_freshness(rows, Some(&claims), now_s, Verdict::Fail);
+            push_freshness(rows, Some(&verified), now_s, Verdict::Fail);
             return None;
         }
-        Authenticity::Refused(reason) => (None, Some(reason)),
+        Authenticity::Refused(class, reason) => (None, Some((class, reason))),
     };
-    push_signature(rows, policy, reason);
+    push_signature(rows, policy, refusal);
     let verdict = rows.proof();
-    push_freshness(rows, claims.as_ref(), now_s, verdict);
-    claims
+    push_freshness(rows, verified.as_ref(), now_s, verdict);
+    verified
 }
 
-enum Authenticity {
-    Proven(QuoteClaims),
+enum Authenticity<'a> {
+    Proven(VerifiedQuote<'a>),
     /// Everything verifies, but at another time than now.
-    Stale(QuoteClaims),
-    Refused(String),
+    Stale(VerifiedQuote<'a>),
+    Refused(FailureClass, String),
 }
 
-fn authenticity(
+fn authenticity<'a>(
     policy: &Policy,
-    quote: &ParsedQuote<'_>,
-    collateral: &dcap_qvl::QuoteCollateralV3,
+    quote: &Quote<'a>,
+    collateral: &Collateral,
     now_s: u64,
-) -> Authenticity {
-    let reason = match quote.verify(policy.root(), collateral, now_s) {
-        Ok(claims) => return Authenticity::Proven(claims),
-        Err(reason) => reason,
+) -> Authenticity<'a> {
+    let collateral = match collateral.verify(policy.root()) {
+        Ok(collateral) => collateral,
+        Err(error) => return Authenticity::Refused(error.class(), error.to_string()),
     };
-    let at_issue = endorsements::claimed_issue_s(collateral)
-        .and_then(|issue_s| quote.verify(policy.root(), collateral, issue_s).ok());
-    match at_issue {
-        Some(claims) => Authenticity::Stale(claims),
-        None => Authenticity::Refused(reason),
+    let refused = |error: &VerifyError| Authenticity::Refused(error.class(), error.to_string());
+    let pck = match collateral.verify_pck(quote.pck_chain()) {
+        Ok(pck) => pck,
+        Err(error) => return refused(&error),
+    };
+    match pck.verify(quote, now_s) {
+        Ok(verified) => Authenticity::Proven(verified),
+        Err(error @ VerifyError::Validity(_)) => match pck.verify(quote, pck.validity().from_s()) {
+            Ok(verified) => Authenticity::Stale(verified),
+            // Parts that were never valid together.
+            Err(VerifyError::Validity(_)) => refused(&error),
+            Err(other) => refused(&other),
+        },
+        Err(error) => refused(&error),
     }
 }
 
-/// `reason`: why it does not verify.
-fn push_signature(rows: &mut Rows, policy: &Policy, reason: Option<String>) {
-    let verdict = match (&reason, rows.simulated) {
+/// `refusal`: why it does not verify.
+fn push_signature(rows: &mut Rows, policy: &Policy, refusal: Option<(FailureClass, String)>) {
+    let verdict = match (&refusal, rows.simulated) {
         (Some(_), _) => Verdict::Fail,
         (None, true) => Verdict::Simulated,
         (None, false) => Verdict::Pass,
     };
-    let (class, fault) = reason
-        .as_deref()
-        .map_or((RefusalClass::Signature, Fault::Host), class_of);
+    let (class, fault) = match refusal {
+        Some((FailureClass::Tcb, _)) => (RefusalClass::Tcb, Fault::Platform),
+        _ => (RefusalClass::Signature, Fault::Host),
+    };
     let row = Row {
         name: "quote signature".into(),
         expected: policy.root().label(),
-        actual: reason.unwrap_or_else(|| "verified up to that root".into()),
+        actual: refusal.map_or_else(|| "verified up to that root".into(), |(_, reason)| reason),
         fault,
         class,
     };
     rows.push(row, verdict);
 }
 
-/// dcap-qvl judges security versions and attributes after the signatures, but reports all in one error. Its
-/// version is pinned, and the texts only choose the class of a refusal.
-fn class_of(reason: &str) -> (RefusalClass, Fault) {
-    const TCB: [&str; 2] = ["No matching TCB level found", "TCB status is invalid: Revoked"];
-    const ATTRIBUTES: [&str; 7] = [
-        "Debug mode is enabled",
-        "TD profiling is enabled",
-        "Reserved bits in TD attributes are set",
-        "TD migration is enabled",
-        "SERVTD_EXT is enabled",
-        "SEPT_VE_DISABLE is not enabled",
-        "Invalid MR service TD",
-    ];
-    if TCB.contains(&reason) {
-        (RefusalClass::Tcb, Fault::Platform)
-    } else if ATTRIBUTES.contains(&reason) {
-        (RefusalClass::Policy, Fault::Host)
-    } else {
-        (RefusalClass::Signature, Fault::Host)
-    }
-}
-
-fn push_freshness(rows: &mut Rows, claims: Option<&QuoteClaims>, now_s: u64, verdict: Verdict) {
+fn push_freshness(rows: &mut Rows, verified: Option<&VerifiedQuote<'_>>, now_s: u64, verdict: Verdict) {
     let row = Row {
         name: "endorsement freshness".into(),
-        expected: claims.map_or_else(
+        expected: verified.map_or_else(
             || "issued by the platform root and not expired".into(),
-            |claims| {
+            |verified| {
+                let validity = verified.pck().validity();
                 format!(
                     "{} to {}",
-                    date_text(claims.latest_issue_date),
-                    date_text(claims.earliest_expiration_date)
+                    date_text(validity.from_s()),
+                    date_text(validity.until_s())
                 )
             },
         ),
@@ -370,16 +366,18 @@ fn push_freshness(rows: &mut Rows, claims: Option<&QuoteClaims>, now_s: u64, ver
     rows.push(row, verdict);
 }
 
-fn check_tcb(rows: &mut Rows, tdx: &TdxExpectations, floors: Floors, claims: Option<&QuoteClaims>) {
+fn check_tcb(rows: &mut Rows, tdx: &TdxExpectations, floors: Floors, verified: Option<&VerifiedQuote<'_>>) {
     let terms = &tdx.tcb;
     let number_min = terms.evaluation_number_min.max(floors.tcb_evaluation_number);
+    let evaluated = verified.map(|verified| verified.pck().collateral().evaluation_number());
     let status = Row {
         name: "TCB status".into(),
         expected: any_of(&terms.accepted),
-        actual: claims.map_or_else(unproven, |claims| {
-            let mut text = claims.tcb.status.to_string();
-            if !claims.tcb.advisory_ids.is_empty() {
-                text += &format!(" ({})", claims.tcb.advisory_ids.join(", "));
+        actual: verified.map_or_else(unproven, |verified| {
+            let tcb = verified.tcb();
+            let mut text = tcb.status.to_string();
+            if !tcb.advisories.is_empty() {
+                text += &format!(" ({})", tcb.advisories.join(", "));
             }
             text
         }),
@@ -389,21 +387,21 @@ fn check_tcb(rows: &mut Rows, tdx: &TdxExpectations, floors: Floors, claims: Opt
     let number = Row {
         name: "TCB evaluation number".into(),
         expected: format!("at least {number_min}"),
-        actual: claims.map_or_else(unproven, |claims| claims.tcb.eval_data_number.to_string()),
+        actual: evaluated.map_or_else(unproven, |number| number.to_string()),
         fault: Fault::Host,
         class: RefusalClass::Tcb,
     };
-    let Some(claims) = claims else {
+    let (Some(verified), Some(evaluated)) = (verified, evaluated) else {
         rows.push(status, Verdict::Skip);
         rows.push(number, Verdict::Skip);
         return;
     };
-    let accepted = terms.accepted.iter().any(|name| name.0 == claims.tcb.status);
+    let accepted = terms.accepted.iter().any(|name| name.0 == verified.tcb().status);
     rows.proven(status, accepted);
-    rows.proven(number, claims.tcb.eval_data_number >= number_min);
+    rows.proven(number, evaluated >= number_min);
 }
 
-fn check_report_data(rows: &mut Rows, expected: &ReportData, claimed: Option<&TDReport10>) {
+fn check_report_data(rows: &mut Rows, expected: &ReportData, claimed: Option<&TdReport<'_>>) {
     let row = |actual| Row {
         name: "report data".into(),
         expected: hex::encode(expected.0),
@@ -411,43 +409,65 @@ fn check_report_data(rows: &mut Rows, expected: &ReportData, claimed: Option<&TD
         fault: Fault::Network,
         class: RefusalClass::Channel,
     };
-    match claimed {
-        Some(report) => rows.proven(
-            row(hex::encode(report.report_data)),
-            report.report_data == expected.0,
-        ),
+    match claimed.and_then(|report| report.field(TdField::ReportData)) {
+        Some(found) => rows.proven(row(hex::encode(found)), found == expected.0),
         None => rows.push(row(unproven()), Verdict::Skip),
     }
 }
 
-fn check_td(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TDReport10>) {
-    let bits = |bytes| Bits64(u64::from_le_bytes(bytes));
-    let attributes = claimed.map(|report| bits(report.td_attributes));
-    compare(rows, "TD attributes", Fault::Host, &tdx.td.attributes, attributes);
-    let xfam = claimed.map(|report| bits(report.xfam));
+fn check_td(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TdReport<'_>>) {
+    let attributes = claimed.map(|report| Bits64(report.attributes()));
+    match claimed.map(tdx::never_accepted) {
+        // Whatever the policy states.
+        Some(reasons) if !reasons.is_empty() => {
+            let row = Row {
+                name: "TD attributes".into(),
+                expected: tdx.td.attributes.to_string(),
+                actual: format!(
+                    "{}: {}",
+                    attributes.map_or_else(unproven, |bits| bits.to_string()),
+                    reasons.join(", ")
+                ),
+                fault: Fault::Host,
+                class: RefusalClass::Policy,
+            };
+            rows.proven(row, false);
+        }
+        _ => compare(rows, "TD attributes", Fault::Host, &tdx.td.attributes, attributes),
+    }
+    let xfam = claimed.map(|report| Bits64(report.xfam()));
     compare(rows, "XFAM", Fault::Host, &tdx.td.xfam, xfam);
 }
 
-fn check_registers(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TDReport10>) {
-    type Field = fn(&TDReport10) -> [u8; 48];
+fn check_registers(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TdReport<'_>>) {
     let terms = &tdx.registers;
-    let registers: [(_, _, &Expect<Digest48>, Field); 7] = [
-        ("MRTD", Fault::GuestImage, &terms.mrtd, |report| report.mr_td),
-        ("RTMR0", Fault::Host, &terms.rtmr0, |report| report.rt_mr0),
-        ("RTMR1", Fault::GuestImage, &terms.rtmr1, |report| report.rt_mr1),
-        ("RTMR2", Fault::GuestImage, &terms.rtmr2, |report| report.rt_mr2),
-        ("MRCONFIGID", Fault::Host, &terms.mr_config_id, |report| {
-            report.mr_config_id
-        }),
-        ("MROWNER", Fault::Host, &terms.mr_owner, |report| report.mr_owner),
-        ("MROWNERCONFIG", Fault::Host, &terms.mr_owner_config, |report| {
-            report.mr_owner_config
-        }),
+    let registers: [(_, _, &Expect<Digest48>, TdField); 7] = [
+        ("MRTD", Fault::GuestImage, &terms.mrtd, TdField::MrTd),
+        ("RTMR0", Fault::Host, &terms.rtmr0, TdField::Rtmr0),
+        ("RTMR1", Fault::GuestImage, &terms.rtmr1, TdField::Rtmr1),
+        ("RTMR2", Fault::GuestImage, &terms.rtmr2, TdField::Rtmr2),
+        (
+            "MRCONFIGID",
+            Fault::Host,
+            &terms.mr_config_id,
+            TdField::MrConfigId,
+        ),
+        ("MROWNER", Fault::Host, &terms.mr_owner, TdField::MrOwner),
+        (
+            "MROWNERCONFIG",
+            Fault::Host,
+            &terms.mr_owner_config,
+            TdField::MrOwnerConfig,
+        ),
     ];
     for (name, fault, expected, field) in registers {
-        let actual = claimed.map(|report| Digest48(field(report)));
-        compare(rows, name, fault, expected, actual);
+        compare(rows, name, fault, expected, digest(claimed, field));
     }
+}
+
+fn digest(claimed: Option<&TdReport<'_>>, field: TdField) -> Option<Digest48> {
+    let bytes = claimed?.field(field)?;
+    bytes.try_into().ok().map(Digest48)
 }
 
 /// A row about a value that the policy lists. One that the policy does not compare is SKIP, which refuses the

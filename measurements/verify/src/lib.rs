@@ -13,10 +13,10 @@ mod endorsements;
 pub mod judgement;
 pub mod nvidia;
 mod policy;
-mod quote;
 mod report;
 mod root;
 pub mod snp;
+pub mod tdx;
 
 pub use appraisal::{Appraisal, PlatformId, TrustedGuest, appraise};
 pub use endorsements::ENDORSEMENTS_BYTES_MAX;
@@ -29,5 +29,5 @@ pub use policy::{
 };
 pub use report::{Check, Fault, Refusal, RefusalClass, Report, Verdict};
 pub use root::{
-    INTEL_SGX_ROOT_CA_PEM, INTEL_SGX_ROOT_CA_SHA256, RootError, SIMULATED_ROOT_COMMON_NAME_PREFIX,
+    INTEL_SGX_ROOT_CA_PEM, INTEL_SGX_ROOT_CA_SHA256, Root, RootError, SIMULATED_ROOT_COMMON_NAME_PREFIX,
 };

@@ -10,10 +10,12 @@ mod signature;
 use std::fmt;
 
 use cocoon_evidence::{Digest48, Role};
-use dcap_qvl::TcbStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::root::{Root, RootError};
+use crate::{
+    root::{Root, RootError},
+    tdx::TcbStatus,
+};
 
 pub use bits::Bits64;
 pub(crate) use document::judge_fields;

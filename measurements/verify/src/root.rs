@@ -46,52 +46,102 @@ pub enum RootError {
 
 /// A root certificate that is what its policy says it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Root {
+pub struct Root {
     der: Vec<u8>,
-    simulated: bool,
+    kind: RootKind,
+}
+
+/// Whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootKind {
+    Intel,
+    Simulated,
+    /// The caller's choice, for evidence of other roots than a policy can name.
+    Given,
 }
 
 impl Root {
+    /// Intel's.
+    pub fn intel() -> Self {
+        Self::parse(INTEL_SGX_ROOT_CA_PEM, false).expect("the pinned root is Intel's")
+    }
+
+    /// Any root that the caller trusts: exactly one certificate, in PEM.
+    ///
+    /// # Errors
+    /// Not exactly one certificate.
+    pub fn given(pem: &str) -> Result<Self, RootError> {
+        let (der, subject) = parse_der(pem)?;
+        let kind = if Digest32::of(&der).to_string() == INTEL_SGX_ROOT_CA_SHA256 {
+            RootKind::Intel
+        } else if subject.simulated {
+            RootKind::Simulated
+        } else {
+            RootKind::Given
+        };
+        Ok(Self { der, kind })
+    }
+
+    /// The root that a policy names.
     pub(crate) fn parse(pem: &str, simulated: bool) -> Result<Self, RootError> {
-        let der = one_certificate(pem)?;
-        let (rest, certificate) =
-            X509Certificate::from_der(&der).map_err(|_| RootError::NotOneCertificate)?;
-        if !rest.is_empty() {
-            return Err(RootError::NotOneCertificate);
-        }
-        let subject = certificate.subject().to_string();
+        let (der, subject) = parse_der(pem)?;
         let sha256 = Digest32::of(&der);
+        let name = subject.name;
         if !simulated && sha256.to_string() != INTEL_SGX_ROOT_CA_SHA256 {
-            return Err(RootError::NotIntel { subject, sha256 });
+            return Err(RootError::NotIntel {
+                subject: name,
+                sha256,
+            });
         }
-        let named_simulated = certificate
-            .subject()
-            .iter_common_name()
-            .filter_map(|name| name.as_str().ok())
-            .any(|name| name.starts_with(SIMULATED_ROOT_COMMON_NAME_PREFIX));
-        if simulated && !named_simulated {
-            return Err(RootError::NotSimulated { subject });
+        if simulated && !subject.simulated {
+            return Err(RootError::NotSimulated { subject: name });
         }
-        Ok(Self { der, simulated })
+        let kind = if simulated {
+            RootKind::Simulated
+        } else {
+            RootKind::Intel
+        };
+        Ok(Self { der, kind })
     }
 
     pub(crate) fn der(&self) -> &[u8] {
         &self.der
     }
 
-    pub(crate) fn is_simulated(&self) -> bool {
-        self.simulated
+    /// Whether it is a simulated platform's: whoever runs the host could have made everything below it up.
+    pub fn is_simulated(&self) -> bool {
+        self.kind == RootKind::Simulated
     }
 
     /// How reports name it.
     pub(crate) fn label(&self) -> String {
         let sha256 = Digest32::of(&self.der);
-        if self.simulated {
-            format!("SIMULATED root {sha256}")
-        } else {
-            format!("Intel SGX Root CA {sha256}")
+        match self.kind {
+            RootKind::Intel => format!("Intel SGX Root CA {sha256}"),
+            RootKind::Simulated => format!("SIMULATED root {sha256}"),
+            RootKind::Given => format!("given root {sha256}"),
         }
     }
+}
+
+struct Subject {
+    name: String,
+    simulated: bool,
+}
+
+fn parse_der(pem: &str) -> Result<(Vec<u8>, Subject), RootError> {
+    let der = one_certificate(pem)?;
+    let (rest, certificate) = X509Certificate::from_der(&der).map_err(|_| RootError::NotOneCertificate)?;
+    if !rest.is_empty() {
+        return Err(RootError::NotOneCertificate);
+    }
+    let simulated = certificate
+        .subject()
+        .iter_common_name()
+        .filter_map(|name| name.as_str().ok())
+        .any(|name| name.starts_with(SIMULATED_ROOT_COMMON_NAME_PREFIX));
+    let name = certificate.subject().to_string();
+    Ok((der, Subject { name, simulated }))
 }
 
 fn one_certificate(pem: &str) -> Result<Vec<u8>, RootError> {

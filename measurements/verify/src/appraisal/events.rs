@@ -2,22 +2,27 @@
 //! unless it replays to the register in a quote that is authentic.
 
 use cocoon_evidence::{Digest48, EventKind, EvidenceBundle};
-use dcap_qvl::quote::TDReport10;
 
 use std::borrow::Cow;
 
-use super::{Row, Rows, compare, not_compared};
+use super::{Row, Rows, compare, digest, not_compared};
 use crate::{
     policy::{
         DocumentTerms, Expect, FieldRule, GpuEvidenceRule, Policy, ReadyRule, UsageKeyRule, judge_fields,
     },
     report::{Fault, RefusalClass},
+    tdx::{TdField, TdReport},
 };
 
 /// Rows "RTMR3", "event order" and one for each event.
-pub(super) fn check(rows: &mut Rows, policy: &Policy, bundle: &EvidenceBundle, claimed: Option<&TDReport10>) {
+pub(super) fn check(
+    rows: &mut Rows,
+    policy: &Policy,
+    bundle: &EvidenceBundle,
+    claimed: Option<&TdReport<'_>>,
+) {
     let log = &bundle.events;
-    let rtmr3 = claimed.map(|report| Digest48(report.rt_mr3));
+    let rtmr3 = digest(claimed, TdField::Rtmr3);
     compare(rows, "RTMR3", Fault::Host, &Expect::exact(log.replay()), rtmr3);
     // Events that RTMR3 does not record are anybody's.
     rows.authentic &= rtmr3 == Some(log.replay());
