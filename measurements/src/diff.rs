@@ -5,10 +5,10 @@
 //! digests, register by register, so that one event more does not make all later ones differ. Documents of
 //! different kinds are compared in what both have: registers and events.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::alignment::{Difference, align};
 
 /// The version of the JSON form.
 pub const DIFF_SCHEMA: &str = "cocoon.diff/1";
@@ -38,16 +38,18 @@ pub struct DiffRow {
 /// Compares two documents.
 pub fn diff(a: &Value, b: &Value) -> Diff {
     let mut rows = Vec::new();
-    let same_kind = a.get("schema") == b.get("schema");
-    let view = |document: &Value| {
-        if same_kind {
-            plain(document)
-        } else {
-            registers(document)
-        }
+    let mut events_differ = |name: &str| {
+        compare_events(&mut rows, name, &events(a, name), &events(b, name));
     };
-    compare(&mut rows, "", &view(a), &view(b));
-    compare_events(&mut rows, &events(a), &events(b));
+    if a.get("schema") == b.get("schema") {
+        REGISTERS.iter().chain(&PCRS).for_each(|name| events_differ(name));
+        let mut others = Vec::new();
+        compare(&mut others, "", &without_events(a), &without_events(b));
+        others.append(&mut rows);
+        rows = others;
+    } else {
+        compare_registers(&mut rows, a, b);
+    }
     Diff {
         schema: DIFF_SCHEMA,
         same: rows.is_empty(),
@@ -55,45 +57,74 @@ pub fn diff(a: &Value, b: &Value) -> Diff {
     }
 }
 
-/// The document without its events, which are aligned on their own.
-fn plain(document: &Value) -> Value {
-    let mut document = document.clone();
-    for holder in [String::new(), "/prediction".to_owned()] {
-        if let Some(Value::Object(map)) = document.pointer_mut(&holder) {
-            map.remove("events");
+const REGISTERS: [&str; 5] = ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"];
+const PCRS: [&str; 24] = [
+    "pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr5", "pcr6", "pcr7", "pcr8", "pcr9", "pcr10", "pcr11",
+    "pcr12", "pcr13", "pcr14", "pcr15", "pcr16", "pcr17", "pcr18", "pcr19", "pcr20", "pcr21", "pcr22",
+    "pcr23",
+];
+
+/// Documents of two kinds: the registers that both have, and the events of those that differ.
+fn compare_registers(rows: &mut Vec<DiffRow>, a: &Value, b: &Value) {
+    for name in REGISTERS {
+        let (values_a, values_b) = (values(a, name), values(b, name));
+        let agree = values_a.iter().any(|value| values_b.contains(value));
+        if agree || values_a.is_empty() || values_b.is_empty() {
+            continue;
         }
+        rows.push(row(
+            name,
+            Some(values_a.join(" or ")),
+            Some(values_b.join(" or ")),
+        ));
+        compare_events(rows, name, &events(a, name), &events(b, name));
     }
-    document
 }
 
-/// The registers of any document that has some, by their lower-case names.
-fn registers(document: &Value) -> Value {
-    const NAMES: [&str; 5] = ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"];
-    let holders = [
-        "/registers",
-        "/prediction",
-        "/prediction/registers",
-        "/claims",
-        "",
-    ];
-    let mut found = Map::new();
-    for holder in holders.iter().filter_map(|pointer| document.pointer(pointer)) {
-        for name in NAMES {
-            if let Some(value @ Value::String(_)) = holder.get(name) {
-                found.entry(name).or_insert_with(|| value.clone());
+/// The legitimate values of a register: one, but for a prediction that leaves something open.
+fn values(document: &Value, name: &str) -> Vec<String> {
+    let holders = ["/registers", "/claims", ""]
+        .iter()
+        .filter_map(|pointer| document.pointer(pointer));
+    for holder in holders {
+        match holder.get(name) {
+            Some(Value::String(value)) => return vec![value.clone()],
+            Some(Value::Array(alternatives)) => {
+                let values = alternatives
+                    .iter()
+                    .filter_map(|alternative| alternative["value"].as_str());
+                return values.map(str::to_owned).collect();
+            }
+            _ => {}
+        }
+    }
+    let fields = document["fields"].as_array().into_iter().flatten();
+    let named = fields.filter(|field| {
+        field["name"]
+            .as_str()
+            .is_some_and(|path| path.rsplit('.').next() == Some(name))
+    });
+    named
+        .filter_map(|field| field["value"].as_str())
+        .map(str::to_owned)
+        .take(1)
+        .collect()
+}
+
+/// The document without its events, which are aligned on their own.
+fn without_events(document: &Value) -> Value {
+    let mut document = document.clone();
+    if let Value::Object(map) = &mut document {
+        map.remove("events");
+    }
+    if let Some(Value::Object(registers)) = document.get_mut("registers") {
+        for alternatives in registers.values_mut().filter_map(Value::as_array_mut).flatten() {
+            if let Value::Object(alternative) = alternatives {
+                alternative.remove("events");
             }
         }
     }
-    for field in document["fields"].as_array().into_iter().flatten() {
-        let name = field["name"]
-            .as_str()
-            .and_then(|name| name.rsplit('.').next())
-            .unwrap_or_default();
-        if NAMES.contains(&name) {
-            found.entry(name).or_insert_with(|| field["value"].clone());
-        }
-    }
-    Value::Object(found)
+    document
 }
 
 fn compare(rows: &mut Vec<DiffRow>, path: &str, a: &Value, b: &Value) {
@@ -176,105 +207,38 @@ struct Event {
     name: String,
 }
 
-/// Events by register, in order.
-fn events(document: &Value) -> BTreeMap<String, Vec<Event>> {
-    let mut registers: BTreeMap<String, Vec<Event>> = BTreeMap::new();
-    let list = document
-        .get("events")
-        .or_else(|| document.pointer("/prediction/events"));
-    for event in list.and_then(Value::as_array).into_iter().flatten() {
-        let field = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        let name = match event.get("name") {
-            Some(_) => field("name"),
-            None => format!("{} {}", field("type_name"), field("description")),
-        };
-        let event = Event {
-            digest: field("digest"),
-            name: name.trim_end().to_owned(),
-        };
-        registers.entry(field("register")).or_default().push(event);
-    }
-    registers
+/// The events of one register, in order: from a log, or of a prediction's first alternative.
+fn events(document: &Value, register: &str) -> Vec<Event> {
+    let logged = document["events"].as_array().into_iter().flatten();
+    let logged = logged.filter(|event| event["register"] == register && event["extended"] != false);
+    let predicted = document["registers"][register][0]["events"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let shown = |event: &Value| {
+        let field = |key: &str| event[key].as_str().unwrap_or_default();
+        let type_name = event["type_name"].as_str().unwrap_or_else(|| field("type"));
+        let name = event["description"].as_str().unwrap_or_else(|| field("name"));
+        Event {
+            digest: field("digest").to_owned(),
+            name: format!("{type_name} {name}").trim().to_owned(),
+        }
+    };
+    logged.chain(predicted).map(shown).collect()
 }
 
-fn compare_events(
-    rows: &mut Vec<DiffRow>,
-    a: &BTreeMap<String, Vec<Event>>,
-    b: &BTreeMap<String, Vec<Event>>,
-) {
-    // A document without events says nothing about them.
-    if a.is_empty() || b.is_empty() {
-        return;
+fn compare_events(rows: &mut Vec<DiffRow>, register: &str, a: &[Event], b: &[Event]) {
+    let same = |a: &Event, b: &Event| a.digest == b.digest;
+    for Difference { position, a, b } in align(a, b, same) {
+        let shown = |event: Option<&Event>| event.map(|event| format!("{}  {}", event.digest, event.name));
+        rows.push(row(&format!("events.{register}[{position}]"), shown(a), shown(b)));
     }
-    let mut names: Vec<_> = a.keys().chain(b.keys()).collect();
-    names.sort();
-    names.dedup();
-    for name in names {
-        let list = |events: &BTreeMap<String, Vec<Event>>| events.get(name).cloned().unwrap_or_default();
-        for (position, a, b) in align(&list(a), &list(b)) {
-            let shown = |event: Option<Event>| event.map(|event| format!("{}  {}", event.digest, event.name));
-            rows.push(row(&format!("events.{name}[{position}]"), shown(a), shown(b)));
-        }
-    }
-}
-
-/// Lists longer than this are compared position by position: aligning takes the product of the lengths.
-const ALIGNED_MAX: usize = 2048;
-
-/// Pairs what differs between two lists, after the longest common subsequence of digests is taken out.
-fn align(a: &[Event], b: &[Event]) -> Vec<(usize, Option<Event>, Option<Event>)> {
-    if a.len().max(b.len()) > ALIGNED_MAX {
-        let pairs = (0..a.len().max(b.len())).map(|at| (at, a.get(at).cloned(), b.get(at).cloned()));
-        return pairs
-            .filter(|(_, a, b)| a.as_ref().map(|a| &a.digest) != b.as_ref().map(|b| &b.digest))
-            .collect();
-    }
-    let common = common_lengths(a, b);
-    let (mut i, mut j) = (0, 0);
-    let mut differing = Vec::new();
-    while i < a.len() || j < b.len() {
-        let (here_a, here_b) = (a.get(i), b.get(j));
-        if let (Some(x), Some(y)) = (here_a, here_b) {
-            if x.digest == y.digest {
-                (i, j) = (i + 1, j + 1);
-                continue;
-            }
-            // Neither list's event is in the other's rest of the common sequence: one took the other's place.
-            if common[i + 1][j + 1] == common[i][j] {
-                differing.push((i, Some(x.clone()), Some(y.clone())));
-                (i, j) = (i + 1, j + 1);
-                continue;
-            }
-        }
-        if here_b.is_none() || (here_a.is_some() && common[i + 1][j] >= common[i][j + 1]) {
-            differing.push((i, here_a.cloned(), None));
-            i += 1;
-        } else {
-            differing.push((i, None, here_b.cloned()));
-            j += 1;
-        }
-    }
-    differing
-}
-
-/// `[i][j]`: how long the longest common subsequence of `a[i..]` and `b[j..]` is.
-fn common_lengths(a: &[Event], b: &[Event]) -> Vec<Vec<u16>> {
-    let mut lengths = vec![vec![0u16; b.len() + 1]; a.len() + 1];
-    for i in (0..a.len()).rev() {
-        for j in (0..b.len()).rev() {
-            lengths[i][j] = if a[i].digest == b[j].digest {
-                lengths[i + 1][j + 1] + 1
-            } else {
-                lengths[i + 1][j].max(lengths[i][j + 1])
-            };
-        }
-    }
-    lengths
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alignment::ALIGNED_MAX;
     use serde_json::json;
 
     fn paths(a: &Value, b: &Value) -> Vec<String> {
@@ -300,7 +264,7 @@ mod tests {
         check(&["1", "2", "3"], &["1", "3"], &["events.rtmr0[1]"]);
         check(&["1", "2", "3"], &["1", "x", "3"], &["events.rtmr0[1]"]);
         check(&["1", "2"], &["2", "1"], &["events.rtmr0[0]", "events.rtmr0[2]"]);
-        check(&[], &["1"], &[]);
+        check(&[], &["1"], &["events.rtmr0[0]"]);
     }
 
     #[test]
@@ -313,7 +277,9 @@ mod tests {
 
     #[test]
     fn a_prediction_and_evidence_are_compared_by_register() {
-        let prediction = json!({"schema": "cocoon.predict/1", "prediction": {"rtmr0": "aa", "rtmr1": "bb"}});
+        let alternatives = |values: [&str; 2]| values.map(|value| json!({"name": value, "value": value}));
+        let prediction = json!({"schema": "cocoon.predict/1", "registers": {
+            "rtmr0": alternatives(["xx", "aa"]), "rtmr1": alternatives(["bb", "dd"])}});
         let quote = json!({"schema": "cocoon.quote/1", "fields": [
             {"name": "body.rtmr0", "value": "aa"}, {"name": "body.rtmr1", "value": "cc"}]});
         assert_eq!(paths(&prediction, &quote), ["rtmr1"]);

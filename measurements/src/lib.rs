@@ -10,9 +10,11 @@
 //! artifacts, and starting QEMU in [`acpi`].
 
 pub mod acpi;
+mod alignment;
 mod authenticode;
 pub mod diff;
 pub mod eventlog;
+pub mod explain;
 pub mod fields;
 mod fw_cfg;
 mod kernel_header;

@@ -10,6 +10,7 @@ use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError};
 
 mod acpi;
 mod diff;
+mod explain;
 mod input;
 mod output;
 mod predict;
@@ -42,6 +43,9 @@ enum Command {
     /// Print a quote or report field by field, without verifying it.
     #[command(after_help = EXIT_CODES)]
     Quote(quote::Quote),
+    /// Name the likely cause when a machine measured something else than was predicted.
+    #[command(after_help = EXIT_CODES)]
+    Explain(explain::Explain),
     /// Show what differs between two predictions, replays, verdicts or pieces of evidence.
     #[command(after_help = EXIT_CODES)]
     Diff(diff::Arguments),
@@ -81,6 +85,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Predict(arguments) => predict::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Quote(arguments) => quote::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
     };
     let exit = outcome.unwrap_or_else(|error| {

@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Quote) -> Result<Exit> {
 }
 
 /// Longer values are cut; the JSON form has them whole.
-const VALUE_CHARS_MAX: usize = 128;
+const VALUE_CHARS_MAX: usize = 96;
 
 fn text(fields: &Fields) -> String {
     let mut table = Table::default();
