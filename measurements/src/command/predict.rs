@@ -153,7 +153,7 @@ fn read_tables(path: &Path, spec: &LaunchSpec) -> Result<FwCfgFiles> {
     Ok(machine.files.clone())
 }
 
-/// What layout b measures of the tables; `None` for the other layouts, or if the LaunchSpec states too little.
+/// SHA-384 of what layout b measures of the tables; `None` for the other layouts.
 pub(crate) fn smbios(tables: &FwCfgFiles, spec: &LaunchSpec) -> Result<Option<Digest48>> {
     let structures = tables.get(FwCfgFiles::SMBIOS_TABLES);
     let Some(structures) = structures.filter(|_| spec.firmware.layout == EventLayout::B) else {
