@@ -23,7 +23,6 @@ use super::{
 };
 
 #[derive(clap::Args)]
-#[group(id = "evidence", required = true, multiple = true, args = ["log", "quote"])]
 pub(crate) struct Explain {
     /// manifest.json of the image; firmware and kernel lie beside it and are checked.
     #[arg(long, value_name = "FILE")]
@@ -39,7 +38,7 @@ pub(crate) struct Explain {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The event log of the machine: CCEL, or dstack's in JSON.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", required_unless_present = "quote")]
     log: Option<PathBuf>,
     /// A TDX quote, TD report or evidence bundle of the machine. With both, the log explains the quote.
     #[arg(long, value_name = "FILE")]
