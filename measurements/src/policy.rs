@@ -99,6 +99,8 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
             tcb: TcbTerms {
                 accepted: vec![TcbStatusName::UP_TO_DATE],
                 evaluation_number_min: inputs.tcb_evaluation_number_min,
+                platform_grace_s: 0,
+                qe_grace_s: 0,
             },
         }),
         events: EventTerms {
@@ -108,6 +110,7 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
             gpu_evidence: GpuEvidenceRule::None,
             ready: ReadyRule::Empty,
         },
+        nvidia: None,
     })?)
 }
 

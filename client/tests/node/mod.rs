@@ -206,6 +206,8 @@ impl Guest {
                 tcb: TcbTerms {
                     accepted: vec![TcbStatusName::UP_TO_DATE],
                     evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
+                    platform_grace_s: 0,
+                    qe_grace_s: 0,
                 },
             }),
             events: EventTerms {
@@ -215,6 +217,7 @@ impl Guest {
                 gpu_evidence: GpuEvidenceRule::None,
                 ready: ReadyRule::Empty,
             },
+            nvidia: None,
         }
     }
 

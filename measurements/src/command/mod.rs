@@ -16,6 +16,7 @@ mod output;
 mod predict;
 mod quote;
 mod replay;
+mod verify;
 
 /// Predicts, replays, verifies and explains the measurements of a confidential guest.
 ///
@@ -46,6 +47,9 @@ enum Command {
     /// Name the likely cause when a machine measured something else than was predicted.
     #[command(after_help = EXIT_CODES)]
     Explain(explain::Explain),
+    /// Judge one TDX quote, SNP report or GPU report offline.
+    #[command(after_help = verify::EXIT_CODES)]
+    Verify(Box<verify::Verify>),
     /// Show what differs between two predictions, replays, verdicts or pieces of evidence.
     #[command(after_help = EXIT_CODES)]
     Diff(diff::Arguments),
@@ -58,6 +62,8 @@ pub(crate) enum Exit {
     Done = 0,
     /// A result could not be written.
     Output = 1,
+    /// `verify`: the command line is wrong, or a file that it names cannot be read.
+    Usage = 2,
     /// An input is missing, unreadable or malformed.
     Input = 3,
     /// An artifact is not the one that the manifest names.
@@ -66,6 +72,10 @@ pub(crate) enum Exit {
     Unpredictable = 5,
     /// What was compared differs.
     Differs = 10,
+    /// `verify`: signature, certificate chain or format.
+    Signature = 11,
+    /// `verify`: security version, expiry, revocation or missing collateral.
+    Tcb = 12,
 }
 
 const EXIT_CODES: &str = "\
@@ -86,6 +96,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Quote(arguments) => quote::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
     };
     let exit = outcome.unwrap_or_else(|error| {
@@ -99,6 +110,9 @@ impl Exit {
     fn of(error: &anyhow::Error) -> Self {
         if error.is::<output::OutputFailed>() {
             return Self::Output;
+        }
+        if error.is::<verify::Usage>() {
+            return Self::Usage;
         }
         match (
             error.downcast_ref::<ManifestError>(),

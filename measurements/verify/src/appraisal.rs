@@ -12,8 +12,9 @@ use cocoon_evidence::{Digest48, EventKind, EventLog, EvidenceBundle, Platform, R
 use crate::{
     endorsements::date_text,
     judgement::FailureClass,
-    policy::{Bits64, Comparison, Expect, Floors, HardwareTerms, Policy, TdxExpectations},
+    policy::{Bits64, Comparison, Expect, Floors, Policy, TdxExpectations},
     report::{Check, Fault, Refusal, RefusalClass, Report, Verdict},
+    root::Root,
     tdx::{self, Collateral, Quote, TdField, TdReport, VerifiedQuote, VerifyError},
 };
 
@@ -96,13 +97,16 @@ pub fn appraise(
     report_data: &ReportData,
     now_s: u64,
 ) -> Appraisal {
-    let (HardwareTerms::Tdx(tdx), Platform::Tdx { quote }) = (&policy.terms().hardware, &bundle.platform);
+    let Platform::Tdx { quote } = &bundle.platform;
     let mut rows = Rows::new(policy.is_simulated());
     check_policy_number(&mut rows, policy, floors);
     check_policy_expiry(&mut rows, policy, now_s);
+    let Some((tdx, root)) = policy.tdx() else {
+        return refuse_platform(rows, policy);
+    };
     let parsed = check_format(&mut rows, quote);
-    let verified = check_authenticity(&mut rows, policy, parsed.as_ref(), endorsements, now_s);
-    check_tcb(&mut rows, tdx, floors, verified.as_ref());
+    let verified = check_authenticity(&mut rows, root, parsed.as_ref(), endorsements, now_s);
+    check_tcb(&mut rows, tdx, floors, verified.as_ref(), now_s);
     let claimed = parsed.as_ref().and_then(Quote::td_report);
     let claimed = claimed.as_ref();
     check_report_data(&mut rows, report_data, claimed);
@@ -229,6 +233,28 @@ fn check_policy_expiry(rows: &mut Rows, policy: &Policy, now_s: u64) {
     rows.local(row, now_s < expires_s);
 }
 
+/// The bundle holds a TDX quote, the policy is for another platform.
+fn refuse_platform(mut rows: Rows, policy: &Policy) -> Appraisal {
+    let row = Row {
+        name: "platform".into(),
+        expected: policy.terms().hardware.kind().name().to_owned(),
+        actual: "tdx".to_owned(),
+        fault: Fault::Host,
+        class: RefusalClass::Policy,
+    };
+    rows.local(row, false);
+    let report = rows.into_report(policy);
+    let failed = |check: &&Check| check.verdict == Verdict::Fail;
+    let refusal = Refusal {
+        class: RefusalClass::Policy,
+        checks: report.checks.iter().filter(failed).cloned().collect(),
+    };
+    Appraisal {
+        outcome: Err(refusal),
+        report,
+    }
+}
+
 /// The guest's agent takes the platform's padding away, so nothing at all may follow.
 fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<Quote<'a>> {
     let parsed = Quote::parse_unpadded(quote);
@@ -250,7 +276,7 @@ fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<Quote<'a>> {
 /// Rows "endorsements", "quote signature" and "endorsement freshness".
 fn check_authenticity<'a>(
     rows: &mut Rows,
-    policy: &Policy,
+    root: &Root,
     parsed: Option<&Quote<'a>>,
     endorsements: &[u8],
     now_s: u64,
@@ -269,7 +295,7 @@ fn check_authenticity<'a>(
     rows.local(row, collateral.is_ok());
 
     let authenticity = match (parsed, &collateral) {
-        (Some(quote), Ok(collateral)) => authenticity(policy, quote, collateral, now_s),
+        (Some(quote), Ok(collateral)) => authenticity(root, quote, collateral, now_s),
         _ => Authenticity::Refused(FailureClass::Signature, "nothing to verify".into()),
     };
     let (verified, refusal) = match authenticity {
@@ -278,13 +304,13 @@ fn check_authenticity<'a>(
             (Some(verified), None)
         }
         Authenticity::Stale(verified) => {
-            push_signature(rows, policy, None);
+            push_signature(rows, root, None);
             push_freshness(rows, Some(&verified), now_s, Verdict::Fail);
             return None;
         }
         Authenticity::Refused(class, reason) => (None, Some((class, reason))),
     };
-    push_signature(rows, policy, refusal);
+    push_signature(rows, root, refusal);
     let verdict = rows.proof();
     push_freshness(rows, verified.as_ref(), now_s, verdict);
     verified
@@ -297,13 +323,8 @@ enum Authenticity<'a> {
     Refused(FailureClass, String),
 }
 
-fn authenticity<'a>(
-    policy: &Policy,
-    quote: &Quote<'a>,
-    collateral: &Collateral,
-    now_s: u64,
-) -> Authenticity<'a> {
-    let collateral = match collateral.verify(policy.root()) {
+fn authenticity<'a>(root: &Root, quote: &Quote<'a>, collateral: &Collateral, now_s: u64) -> Authenticity<'a> {
+    let collateral = match collateral.verify(root) {
         Ok(collateral) => collateral,
         Err(error) => return Authenticity::Refused(error.class(), error.to_string()),
     };
@@ -325,7 +346,7 @@ fn authenticity<'a>(
 }
 
 /// `refusal`: why it does not verify.
-fn push_signature(rows: &mut Rows, policy: &Policy, refusal: Option<(FailureClass, String)>) {
+fn push_signature(rows: &mut Rows, root: &Root, refusal: Option<(FailureClass, String)>) {
     let verdict = match (&refusal, rows.simulated) {
         (Some(_), _) => Verdict::Fail,
         (None, true) => Verdict::Simulated,
@@ -337,7 +358,7 @@ fn push_signature(rows: &mut Rows, policy: &Policy, refusal: Option<(FailureClas
     };
     let row = Row {
         name: "quote signature".into(),
-        expected: policy.root().label(),
+        expected: root.label(),
         actual: refusal.map_or_else(|| "verified up to that root".into(), |(_, reason)| reason),
         fault,
         class,
@@ -366,16 +387,26 @@ fn push_freshness(rows: &mut Rows, verified: Option<&VerifiedQuote<'_>>, now_s: 
     rows.push(row, verdict);
 }
 
-fn check_tcb(rows: &mut Rows, tdx: &TdxExpectations, floors: Floors, verified: Option<&VerifiedQuote<'_>>) {
+fn check_tcb(
+    rows: &mut Rows,
+    tdx: &TdxExpectations,
+    floors: Floors,
+    verified: Option<&VerifiedQuote<'_>>,
+    now_s: u64,
+) {
     let terms = &tdx.tcb;
     let number_min = terms.evaluation_number_min.max(floors.tcb_evaluation_number);
     let evaluated = verified.map(|verified| verified.pck().collateral().evaluation_number());
+    let judged = verified.map(|verified| terms.judge_status(verified.tcb(), now_s));
     let status = Row {
         name: "TCB status".into(),
         expected: any_of(&terms.accepted),
         actual: verified.map_or_else(unproven, |verified| {
             let tcb = verified.tcb();
             let mut text = tcb.status.to_string();
+            if let Some((_, graced)) = judged.filter(|(_, graced)| *graced != tcb.status) {
+                text += &format!(", with the grace period {graced}");
+            }
             if !tcb.advisories.is_empty() {
                 text += &format!(" ({})", tcb.advisories.join(", "));
             }
@@ -391,12 +422,11 @@ fn check_tcb(rows: &mut Rows, tdx: &TdxExpectations, floors: Floors, verified: O
         fault: Fault::Host,
         class: RefusalClass::Tcb,
     };
-    let (Some(verified), Some(evaluated)) = (verified, evaluated) else {
+    let (Some((accepted, _)), Some(evaluated)) = (judged, evaluated) else {
         rows.push(status, Verdict::Skip);
         rows.push(number, Verdict::Skip);
         return;
     };
-    let accepted = terms.accepted.iter().any(|name| name.0 == verified.tcb().status);
     rows.proven(status, accepted);
     rows.proven(number, evaluated >= number_min);
 }

@@ -96,6 +96,20 @@ impl Judgement {
         }
     }
 
+    /// The same with more checks, and one more claim.
+    #[must_use]
+    pub fn with(mut self, checks: Vec<JudgedCheck>, claim: (&str, Value)) -> Self {
+        self.checks.extend(checks);
+        self.claims.insert(claim.0.to_owned(), claim.1);
+        Self::new(self.checks, self.claims)
+    }
+
+    /// The same with every check as `change` leaves it.
+    #[must_use]
+    pub(crate) fn map_checks(self, change: impl Fn(JudgedCheck) -> JudgedCheck) -> Self {
+        Self::new(self.checks.into_iter().map(change).collect(), self.claims)
+    }
+
     /// Whether the evidence is accepted.
     pub fn verdict(&self) -> Verdict {
         self.verdict

@@ -13,6 +13,7 @@ mod endorsements;
 pub mod judgement;
 pub mod nvidia;
 mod policy;
+mod raw;
 mod report;
 mod root;
 pub mod snp;
@@ -21,12 +22,13 @@ pub mod tdx;
 pub use appraisal::{Appraisal, PlatformId, TrustedGuest, appraise};
 pub use endorsements::ENDORSEMENTS_BYTES_MAX;
 pub use policy::{
-    ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule, FieldValue,
-    Floors, GpuEvidenceRule, HardwareTerms, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, POLICY_VERSION,
-    PlatformKind, PlatformTerms, Policy, PolicyError, PolicyKey, PolicyKeyError, PolicyRole, PolicyTerms,
-    ReadyRule, RegisterTerms, SignedPolicyError, TcbStatusName, TcbTerms, TdTerms, TdxExpectations,
-    UsageKeyRule, sign_policy,
+    AMD_ROOTS, ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule,
+    FieldValue, Floors, GpuEvidenceRule, HardwareTerms, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX,
+    POLICY_VERSION, PlatformKind, PlatformTerms, Policy, PolicyError, PolicyKey, PolicyKeyError, PolicyRole,
+    PolicyTerms, ReadyRule, RegisterTerms, SignedPolicyError, TcbStatusName, TcbTerms, TdTerms,
+    TdxExpectations, UsageKeyRule, sign_policy,
 };
+pub use raw::{RawNvidia, RawSnp, RawTdx, judge_raw_nvidia, judge_raw_snp, judge_raw_tdx};
 pub use report::{Check, Fault, Refusal, RefusalClass, Report, Verdict};
 pub use root::{
     INTEL_SGX_ROOT_CA_PEM, INTEL_SGX_ROOT_CA_SHA256, Root, RootError, SIMULATED_ROOT_COMMON_NAME_PREFIX,

@@ -13,8 +13,10 @@ use cocoon_evidence::{Digest48, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    nvidia::{NvidiaTerms, NvidiaTermsError},
     root::{Root, RootError},
-    tdx::TcbStatus,
+    snp::{SnpTerms, SnpTermsError},
+    tdx::{TcbStatus, TcbVerdict, TdxTerms},
 };
 
 pub use bits::Bits64;
@@ -54,6 +56,17 @@ pub enum PolicyError {
     /// The root certificate.
     #[error("the policy's platform root is not usable")]
     Root(#[from] RootError),
+    /// Another root than AMD's, or a simulated one.
+    #[error(
+        "with platform.kind = \"snp\", platform.root_pem is {AMD_ROOTS:?} and platform.simulated is false"
+    )]
+    AmdRoot,
+    /// `[snp]`.
+    #[error(transparent)]
+    Snp(#[from] SnpTermsError),
+    /// `[nvidia]`.
+    #[error(transparent)]
+    Nvidia(#[from] NvidiaTermsError),
 }
 
 /// The rules of the file.
@@ -74,19 +87,33 @@ pub struct PolicyTerms {
     pub hardware: HardwareTerms,
     /// The events of RTMR3.
     pub events: EventTerms,
+    /// What is expected of NVIDIA devices, where `events.gpu_evidence` is `nvidia` or raw evidence is judged.
+    pub nvidia: Option<NvidiaTerms>,
 }
 
 impl PolicyTerms {
     /// The rules for TDX, if it is TDX.
     pub fn tdx(&self) -> Option<&TdxExpectations> {
-        let HardwareTerms::Tdx(tdx) = &self.hardware;
-        Some(tdx)
+        match &self.hardware {
+            HardwareTerms::Tdx(tdx) => Some(tdx),
+            HardwareTerms::Snp(_) => None,
+        }
     }
 
     /// The same, to be changed.
     pub fn tdx_mut(&mut self) -> Option<&mut TdxExpectations> {
-        let HardwareTerms::Tdx(tdx) = &mut self.hardware;
-        Some(tdx)
+        match &mut self.hardware {
+            HardwareTerms::Tdx(tdx) => Some(tdx),
+            HardwareTerms::Snp(_) => None,
+        }
+    }
+
+    /// The rules for SEV-SNP, if it is SEV-SNP.
+    pub fn snp(&self) -> Option<&SnpTerms> {
+        match &self.hardware {
+            HardwareTerms::Tdx(_) => None,
+            HardwareTerms::Snp(snp) => Some(snp),
+        }
     }
 }
 
@@ -95,6 +122,8 @@ impl PolicyTerms {
 pub enum HardwareTerms {
     /// Intel TDX: `[registers]`, `[td]` and `[tcb]`.
     Tdx(TdxExpectations),
+    /// AMD SEV-SNP: `[snp]`. HOST_DATA and the report data take the place of run-time registers.
+    Snp(SnpTerms),
 }
 
 impl HardwareTerms {
@@ -102,6 +131,7 @@ impl HardwareTerms {
     pub fn kind(&self) -> PlatformKind {
         match self {
             Self::Tdx(_) => PlatformKind::Tdx,
+            Self::Snp(_) => PlatformKind::Snp,
         }
     }
 }
@@ -139,6 +169,18 @@ impl From<PolicyRole> for Role {
 pub enum PlatformKind {
     /// Intel TDX.
     Tdx,
+    /// AMD SEV-SNP.
+    Snp,
+}
+
+impl PlatformKind {
+    /// As policies write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tdx => "tdx",
+            Self::Snp => "snp",
+        }
+    }
 }
 
 /// `[platform]`, apart from its kind.
@@ -146,9 +188,13 @@ pub enum PlatformKind {
 pub struct PlatformTerms {
     /// Whether `root_pem` is a simulator's root. Must be stated either way.
     pub simulated: bool,
-    /// The root certificate: [`crate::INTEL_SGX_ROOT_CA_PEM`], or that of one simulated platform.
+    /// The root certificate: [`crate::INTEL_SGX_ROOT_CA_PEM`], or that of one simulated platform; for SEV-SNP
+    /// [`AMD_ROOTS`].
     pub root_pem: String,
 }
+
+/// `platform.root_pem` of a policy for SEV-SNP: AMD's roots, which this library knows.
+pub const AMD_ROOTS: &str = "amd";
 
 /// `[registers]`: for each the accepted values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +236,35 @@ pub struct TcbTerms {
     pub accepted: Vec<TcbStatusName>,
     /// `tcbEvaluationDataNumber` of TCB info and QE identity must be at least this.
     pub evaluation_number_min: u32,
+    /// How long after the date of the TCB level that it meets an outdated platform or TDX module counts as up to
+    /// date, seconds; 0 if not stated.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub platform_grace_s: u64,
+    /// Likewise for the quoting enclave.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub qe_grace_s: u64,
+}
+
+impl TcbTerms {
+    /// Whether a platform's status is accepted, and which it is after the grace periods.
+    pub(crate) fn judge_status(&self, tcb: &TcbVerdict, now_s: u64) -> (bool, TcbStatus) {
+        self.judged().judge_status(tcb, now_s)
+    }
+
+    /// The same rules in the form of the judge of quotes; nothing about the TD.
+    pub(crate) fn judged(&self) -> TdxTerms {
+        TdxTerms {
+            tcb_accepted: self.accepted.iter().map(|name| name.0).collect(),
+            evaluation_number_min: self.evaluation_number_min,
+            platform_grace_s: self.platform_grace_s,
+            qe_grace_s: self.qe_grace_s,
+            ..TdxTerms::default()
+        }
+    }
+}
+
+fn is_zero(seconds: &u64) -> bool {
+    *seconds == 0
 }
 
 /// `[events]`: what RTMR3 must record.
@@ -284,7 +359,8 @@ pub struct Floors {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     terms: PolicyTerms,
-    root: Root,
+    /// `None` for AMD's roots.
+    root: Option<Root>,
     signer: Option<PolicyKey>,
 }
 
@@ -300,12 +376,26 @@ impl Policy {
         if let Some(name) = empty_list(&terms) {
             return Err(PolicyError::Empty(name));
         }
-        let HardwareTerms::Tdx(tdx) = &terms.hardware;
-        let never = |status: &&TcbStatusName| status.0 == TcbStatus::Revoked;
-        if let Some(status) = tdx.tcb.accepted.iter().find(never) {
-            return Err(PolicyError::Status(*status));
+        if let Some(nvidia) = &terms.nvidia {
+            nvidia.check()?;
         }
-        let root = Root::parse(&terms.platform.root_pem, terms.platform.simulated)?;
+        let PlatformTerms { simulated, root_pem } = &terms.platform;
+        let root = match &terms.hardware {
+            HardwareTerms::Tdx(tdx) => {
+                let never = |status: &&TcbStatusName| status.0 == TcbStatus::Revoked;
+                if let Some(status) = tdx.tcb.accepted.iter().find(never) {
+                    return Err(PolicyError::Status(*status));
+                }
+                Some(Root::parse(root_pem, *simulated)?)
+            }
+            HardwareTerms::Snp(snp) => {
+                if *simulated || root_pem != AMD_ROOTS {
+                    return Err(PolicyError::AmdRoot);
+                }
+                snp.check()?;
+                None
+            }
+        };
         Ok(Self {
             terms,
             root,
@@ -342,7 +432,7 @@ impl Policy {
 
     /// Whether guests under this policy are simulated: to be shown everywhere.
     pub fn is_simulated(&self) -> bool {
-        self.root.is_simulated()
+        self.root.as_ref().is_some_and(Root::is_simulated)
     }
 
     /// Who signed it, if [`Self::parse_signed`] read it.
@@ -350,17 +440,27 @@ impl Policy {
         self.signer
     }
 
-    pub(crate) fn root(&self) -> &Root {
-        &self.root
+    /// What is expected of a TDX guest, and where its chain must end.
+    pub(crate) fn tdx(&self) -> Option<(&TdxExpectations, &Root)> {
+        self.terms.tdx().zip(self.root.as_ref())
     }
 }
 
 fn empty_list(terms: &PolicyTerms) -> Option<&'static str> {
-    let HardwareTerms::Tdx(TdxExpectations { registers, td, tcb }) = &terms.hardware;
     let document = match &terms.events.launch_document {
         DocumentTerms::Digest(digests) => ("events.launch_document", digests.is_empty()),
         DocumentTerms::Fields(rules) => ("events.launch_document_fields", rules.is_empty()),
     };
+    let events = [document, ("events.model", terms.events.model.is_empty())];
+    let tdx = terms.tdx().map(tdx_lists).into_iter().flatten();
+    events
+        .into_iter()
+        .chain(tdx)
+        .find_map(|(name, empty)| empty.then_some(name))
+}
+
+fn tdx_lists(tdx: &TdxExpectations) -> [(&'static str, bool); 10] {
+    let TdxExpectations { registers, td, tcb } = tdx;
     [
         ("registers.mrtd", registers.mrtd.is_empty()),
         ("registers.rtmr0", registers.rtmr0.is_empty()),
@@ -372,11 +472,7 @@ fn empty_list(terms: &PolicyTerms) -> Option<&'static str> {
         ("td.attributes", td.attributes.is_empty()),
         ("td.xfam", td.xfam.is_empty()),
         ("tcb.accepted", tcb.accepted.is_empty()),
-        document,
-        ("events.model", terms.events.model.is_empty()),
     ]
-    .into_iter()
-    .find_map(|(name, empty)| empty.then_some(name))
 }
 
 #[cfg(test)]

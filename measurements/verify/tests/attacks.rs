@@ -151,6 +151,8 @@ fn terms(platform: &SimulatedPlatform) -> PolicyTerms {
             tcb: TcbTerms {
                 accepted: vec![TcbStatusName::UP_TO_DATE],
                 evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
+                platform_grace_s: 0,
+                qe_grace_s: 0,
             },
         }),
         events: EventTerms {
@@ -160,6 +162,7 @@ fn terms(platform: &SimulatedPlatform) -> PolicyTerms {
             gpu_evidence: GpuEvidenceRule::None,
             ready: ReadyRule::Empty,
         },
+        nvidia: None,
     }
 }
 
@@ -327,7 +330,7 @@ fn what_the_host_sets_when_it_makes_the_td_is_compared() {
     let mut world = World::new();
     let bundle = world.bundle();
     let other = Expect::exact(Digest48::of(b"other"));
-    let HardwareTerms::Tdx(tdx) = &mut world.terms.hardware;
+    let tdx = world.terms.tdx_mut().unwrap();
     tdx.registers.mr_config_id = other.clone();
     tdx.registers.mr_owner = other.clone();
     tdx.registers.mr_owner_config = other;

@@ -77,6 +77,8 @@ fn terms() -> PolicyTerms {
             tcb: TcbTerms {
                 accepted: vec![TcbStatusName::UP_TO_DATE],
                 evaluation_number_min: 17,
+                platform_grace_s: 0,
+                qe_grace_s: 0,
             },
         }),
         events: EventTerms {
@@ -86,6 +88,7 @@ fn terms() -> PolicyTerms {
             gpu_evidence: GpuEvidenceRule::None,
             ready: ReadyRule::Empty,
         },
+        nvidia: None,
     }
 }
 
@@ -134,7 +137,7 @@ fn intels_signature_proves_a_real_quote_but_not_that_it_is_our_guest() {
     assert!(trusted.is_err());
 
     let mut expecting = terms();
-    let HardwareTerms::Tdx(tdx) = &mut expecting.hardware;
+    let tdx = expecting.tdx_mut().unwrap();
     tdx.registers.mrtd = Expect::exact(report.check("MRTD").unwrap().actual.parse().unwrap());
     let (report, trusted) = judge(expecting, quote, &collateral, PHALA_S);
     assert_row(&report, "MRTD", Verdict::Pass, "91eb2b44d141d4ec");

@@ -8,6 +8,7 @@ use super::{
     PlatformTerms, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbTerms, TdTerms, TdxExpectations,
     UsageKeyRule,
 };
+use crate::{nvidia::NvidiaTerms, snp::SnpTerms};
 
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +21,8 @@ pub(super) struct PolicyFile {
     registers: Option<RegisterTerms>,
     td: Option<TdTerms>,
     tcb: Option<TcbTerms>,
+    snp: Option<SnpTerms>,
+    nvidia: Option<NvidiaTerms>,
     events: EventsTable,
 }
 
@@ -47,6 +50,10 @@ struct EventsTable {
 pub(super) enum TableError {
     #[error("platform.kind = \"tdx\" needs the tables [registers], [td] and [tcb]")]
     Tdx,
+    #[error("platform.kind = \"snp\" needs the table [snp]")]
+    Snp,
+    #[error("the tables [registers], [td] and [tcb] are for platform.kind = \"tdx\", [snp] is for \"snp\"")]
+    Foreign,
     #[error("exactly one of events.launch_document and events.launch_document_fields must be there")]
     LaunchDocument,
 }
@@ -55,11 +62,15 @@ impl TryFrom<PolicyFile> for PolicyTerms {
     type Error = TableError;
 
     fn try_from(file: PolicyFile) -> Result<Self, TableError> {
-        let hardware = match (file.platform.kind, file.registers, file.td, file.tcb) {
-            (PlatformKind::Tdx, Some(registers), Some(td), Some(tcb)) => {
+        let tdx = (file.registers, file.td, file.tcb);
+        let hardware = match (file.platform.kind, tdx, file.snp) {
+            (PlatformKind::Tdx, (Some(registers), Some(td), Some(tcb)), None) => {
                 HardwareTerms::Tdx(TdxExpectations { registers, td, tcb })
             }
-            (PlatformKind::Tdx, ..) => return Err(TableError::Tdx),
+            (PlatformKind::Snp, (None, None, None), Some(snp)) => HardwareTerms::Snp(snp),
+            (PlatformKind::Tdx, _, None) => return Err(TableError::Tdx),
+            (PlatformKind::Snp, _, None) => return Err(TableError::Snp),
+            _ => return Err(TableError::Foreign),
         };
         Ok(Self {
             version: file.version,
@@ -72,6 +83,7 @@ impl TryFrom<PolicyFile> for PolicyTerms {
             },
             hardware,
             events: file.events.try_into()?,
+            nvidia: file.nvidia,
         })
     }
 }
@@ -98,7 +110,14 @@ impl TryFrom<EventsTable> for EventTerms {
 impl From<PolicyTerms> for PolicyFile {
     fn from(terms: PolicyTerms) -> Self {
         let kind = terms.hardware.kind();
-        let HardwareTerms::Tdx(tdx) = terms.hardware;
+        let (tdx, snp) = match terms.hardware {
+            HardwareTerms::Tdx(tdx) => (Some(tdx), None),
+            HardwareTerms::Snp(snp) => (None, Some(snp)),
+        };
+        let (registers, td, tcb) = match tdx {
+            Some(TdxExpectations { registers, td, tcb }) => (Some(registers), Some(td), Some(tcb)),
+            None => (None, None, None),
+        };
         Self {
             version: terms.version,
             number: terms.number,
@@ -109,9 +128,11 @@ impl From<PolicyTerms> for PolicyFile {
                 simulated: terms.platform.simulated,
                 root_pem: terms.platform.root_pem,
             },
-            registers: Some(tdx.registers),
-            td: Some(tdx.td),
-            tcb: Some(tdx.tcb),
+            registers,
+            td,
+            tcb,
+            snp,
+            nvidia: terms.nvidia,
             events: terms.events.into(),
         }
     }

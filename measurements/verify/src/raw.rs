@@ -1,0 +1,80 @@
+//! Raw evidence against a policy: the same file that judges a guest on a connection, as far as one quote or report
+//! can be judged by it. What needs the guest's event log is SKIP.
+
+mod nvidia;
+mod snp;
+mod tdx;
+
+use cocoon_evidence::EventKind;
+
+pub use nvidia::{RawNvidia, judge_raw_nvidia};
+pub use snp::{RawSnp, judge_raw_snp};
+pub use tdx::{RawTdx, judge_raw_tdx};
+
+use crate::{
+    endorsements::date_text,
+    judgement::{FailureClass, JudgedCheck, Status},
+    policy::{PlatformKind, Policy},
+};
+
+/// Whether the policy itself may be used, for evidence of `kind`; `None` is a GPU's.
+fn policy_checks(policy: &Policy, kind: Option<PlatformKind>, now_s: u64) -> Vec<JudgedCheck> {
+    let expires_s = policy.terms().expires_s;
+    let mut checks = vec![
+        JudgedCheck {
+            id: "policy.signature".to_owned(),
+            status: if policy.signer().is_some() {
+                Status::Pass
+            } else {
+                Status::Skip
+            },
+            expected: "signed by a trusted key".to_owned(),
+            actual: policy
+                .signer()
+                .map_or_else(|| "not judged".to_owned(), |key| key.to_string()),
+            detail: match policy.signer() {
+                Some(_) => String::new(),
+                None => "no key to trust was named: the policy is taken as your own file".to_owned(),
+            },
+            class: FailureClass::Policy,
+        },
+        JudgedCheck {
+            id: "policy.expiry".to_owned(),
+            status: passes(now_s < expires_s),
+            expected: format!("before {}", date_text(expires_s)),
+            actual: date_text(now_s),
+            detail: String::new(),
+            class: FailureClass::Tcb,
+        },
+    ];
+    let found = policy.terms().hardware.kind();
+    if let Some(kind) = kind {
+        checks.push(JudgedCheck {
+            id: "policy.kind".to_owned(),
+            status: passes(kind == found),
+            expected: format!("a policy for {}", kind.name()),
+            actual: found.name().to_owned(),
+            detail: String::new(),
+            class: FailureClass::Policy,
+        });
+    }
+    checks
+}
+
+/// The rows that a raw quote or report leaves open.
+fn event_checks() -> impl Iterator<Item = JudgedCheck> {
+    EventKind::ORDER.into_iter().map(|kind| JudgedCheck {
+        id: format!("event.{}", kind.name()),
+        status: Status::Skip,
+        expected: "as the policy says".to_owned(),
+        actual: "not judged".to_owned(),
+        detail: NO_EVENTS.to_owned(),
+        class: FailureClass::Policy,
+    })
+}
+
+const NO_EVENTS: &str = "the guest's event log is not in a quote; `cocoon verify` judges it on a connection";
+
+fn passes(holds: bool) -> Status {
+    if holds { Status::Pass } else { Status::Fail }
+}
