@@ -43,6 +43,7 @@ fn base() -> MachineShape {
         slots: vec![Slot::Endpoint; 3],
         hole64_gib: 32,
         window_gib: 57344,
+        config_window_mib: 3584,
     }
 }
 
@@ -200,6 +201,11 @@ fn documented_inputs_change_the_files_that_the_document_says() {
     check(
         "hole64",
         |shape| shape.hole64_gib = 64,
+        &[FwCfgFiles::ACPI_TABLES],
+    );
+    check(
+        "configuration space",
+        |shape| shape.config_window_mib = 2816,
         &[FwCfgFiles::ACPI_TABLES],
     );
     check(

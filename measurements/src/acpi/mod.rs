@@ -18,6 +18,9 @@ mod smbios;
 mod tables_file;
 mod window;
 
+#[cfg(test)]
+mod real_firmware;
+
 use std::{io, path::Path, time::Duration};
 
 pub use build::{QemuBuild, QemuBuildError};
@@ -27,7 +30,7 @@ pub use qtest::QtestError;
 pub use shape::{MachineShape, MachineType, ShapeError, Slot, machine_options};
 pub use smbios::{BiosInformation, ProcessorId, SmbiosError, SmbiosInputs, measured_smbios};
 pub use tables_file::{FindError, MachineTables, TABLES_FILE_BYTES_MAX, TablesFile, TablesFileError};
-pub use window::{EDK2_WINDOW_GIB, classic_window_gib, dynamic_window_gib};
+pub use window::{EDK2_CONFIG_WINDOW_MIB, EDK2_WINDOW_GIB, classic_window_gib, dynamic_window_gib};
 
 use crate::{FwCfgError, FwCfgFiles};
 
@@ -92,9 +95,13 @@ pub fn generate(
 ) -> Result<FwCfgFiles, GenerateError> {
     let folder = stand_ins().map_err(GenerateError::Temporary)?;
     let mut qtest = qtest::Qtest::start(qemu, &shape.arguments(folder.path()), limit)?;
-    pci::set_up_chipset(&mut qtest)?;
+    pci::set_up_chipset(&mut qtest, shape.config_window_mib)?;
     pci::assign_memory(&mut qtest, u64::from(shape.window_gib) << 30)?;
-    let mut device = fw_cfg::FwCfg::open(&mut qtest, method)?;
+    read_files(&mut qtest, method)
+}
+
+fn read_files(qtest: &mut qtest::Qtest, method: ReadMethod) -> Result<FwCfgFiles, GenerateError> {
+    let mut device = fw_cfg::FwCfg::open(qtest, method)?;
     let mut files = FwCfgFiles::default();
     for entry in device.directory()? {
         if MEASURED_FILES.contains(&entry.name.as_str()) {

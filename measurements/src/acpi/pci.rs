@@ -18,13 +18,25 @@ const LPC_BRIDGE: Device = Device(0x1f);
 
 /// The chipset's registers as edk2 sets them (OvmfPkg/Library/PlatformInitLib/Platform.c,
 /// `PlatformMiscInitialization` and `PlatformPciExBarInitialization`): they decide the tables MCFG and FADT.
-pub(super) fn set_up_chipset(qtest: &mut Qtest) -> Result<(), QtestError> {
-    // PCIEXBAR: 256 buses at 0xe000_0000, enabled.
-    write(qtest, HOST_BRIDGE, 0x64, 0)?;
-    write(qtest, HOST_BRIDGE, 0x60, 0xe000_0001)?;
+pub(super) fn set_up_chipset(qtest: &mut Qtest, config_window_mib: u32) -> Result<(), GenerateError> {
+    let at = config_window_mib.checked_mul(1 << 20).ok_or(GenerateError::Pci(
+        "the configuration space does not lie below 4 GiB",
+    ))?;
+    // PCIEXBAR: 256 buses, enabled.
+    write(qtest, HOST_BRIDGE, PCIEXBAR + 4, 0)?;
+    write(qtest, HOST_BRIDGE, PCIEXBAR, at | 1)?;
     // PMBASE, then ACPI_EN in ACPI_CNTL.
     write(qtest, LPC_BRIDGE, 0x40, 0x600)?;
-    write(qtest, LPC_BRIDGE, 0x44, 0x80)
+    write(qtest, LPC_BRIDGE, 0x44, 0x80)?;
+    Ok(())
+}
+
+const PCIEXBAR: u8 = 0x60;
+
+/// Where a booted firmware has put the configuration space.
+#[cfg(test)]
+pub(super) fn config_window_mib(qtest: &mut Qtest) -> u32 {
+    read(qtest, HOST_BRIDGE, PCIEXBAR).unwrap() >> 20
 }
 
 /// Gives every 64-bit memory region on bus 0 an address from `base` on, as edk2's PciBusDxe does. QEMU's tables

@@ -1,5 +1,4 @@
-//! A QEMU whose processors never run, driven over qtest: this program does the memory and port accesses that
-//! firmware would do.
+//! A QEMU driven over qtest: this program does the memory and port accesses that firmware would do.
 //!
 //! The protocol is text, a command a line, an answer a line (QEMU, `system/qtest.c`, "Protocol"). It runs over
 //! QEMU's standard input and output, so that no socket has a name. QEMU is a program of the user's choice, but
@@ -82,7 +81,7 @@ impl Qtest {
         let output: OwnedFd = theirs.into();
         let mut child = Command::new(program)
             .args(machine)
-            .args(["-qtest", "stdio", "-qtest-log", "none", "-S"])
+            .args(["-qtest", "stdio", "-qtest-log", "none"])
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(output))
             .stderr(Stdio::piped())

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     FIRMWARE_STAND_IN, KERNEL_STAND_IN,
-    window::{EDK2_WINDOW_GIB, classic_window_gib},
+    window::{EDK2_CONFIG_WINDOW_MIB, EDK2_WINDOW_GIB, classic_window_gib},
 };
 use crate::{DeviceKind, EventLayout, LaunchPlatform, LaunchSpec, MachineProfile};
 
@@ -36,6 +36,8 @@ pub struct MachineShape {
     pub hole64_gib: u32,
     /// Where the firmware lets that window begin.
     pub window_gib: u32,
+    /// Where the firmware puts PCIe's configuration space (PCIEXBAR), in MiB.
+    pub config_window_mib: u32,
 }
 
 /// QEMU's machine type.
@@ -103,6 +105,7 @@ impl MachineShape {
             slots,
             hole64_gib: spec.pci.hole64_gib.map_or(QEMU_HOLE64_GIB, |hole| hole.get()),
             window_gib: window_gib(spec),
+            config_window_mib: EDK2_CONFIG_WINDOW_MIB,
         })
     }
 
@@ -137,7 +140,7 @@ impl MachineShape {
         .flatten()
         .map(str::to_owned)
         .collect();
-        arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+        arguments.extend(["-nodefaults", "-no-user-config", NEVER_RUN].map(str::to_owned));
         for (index, slot) in self.slots.iter().enumerate() {
             arguments.extend(slot.arguments(index));
         }
@@ -163,6 +166,9 @@ pub fn machine_options(platform: LaunchPlatform) -> &'static str {
 /// No ACPI table depends on the processor's model, but QEMU checks the memory's size against its address bits,
 /// and moves memory of an AMD machine with 1 TiB or more to make room for AMD's own reserved range.
 const STAND_IN_CPU: &str = "qemu64,vendor=GenuineIntel,phys-bits=52";
+
+/// The processors stay stopped: what firmware does is done over qtest.
+pub(super) const NEVER_RUN: &str = "-S";
 
 impl Slot {
     fn arguments(self, index: usize) -> Vec<String> {

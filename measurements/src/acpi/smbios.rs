@@ -4,7 +4,7 @@
 //! BIOS structure if QEMU has none (OvmfPkg/SmbiosPlatformDxe), and a driver hashes the table without what names
 //! a single machine (MdeModulePkg/Universal/SmbiosMeasurementDxe, after TCG PC Client Platform Firmware Profile
 //! 1.06, section 3.3.4.2: serial numbers, asset tags and the like are left out). [`measured_smbios`] gives the
-//! hashed bytes; digests of booted machines agree with it, `tests/acpi_firmware.rs`.
+//! hashed bytes; digests in the event logs of booted machines agree with it.
 //!
 //! Two of its inputs are in neither QEMU's tables nor the machine's shape: what the firmware says about itself,
 //! and the processor's identification, which `-cpu host` takes from the host. Without them there is an error,
@@ -303,6 +303,7 @@ impl Structure {
 
 #[cfg(test)]
 mod tests {
+    use cocoon_evidence::Digest48;
     use proptest::prelude::*;
 
     use super::*;
@@ -344,6 +345,64 @@ mod tests {
         fields.extend([6, 0, 0]);
         let strings = ["QEMU", "Standard PC", "pc-q35", serial];
         [structure(1, 0, &fields, &strings), END.to_vec()].concat()
+    }
+
+    /// What a TPM recorded for booted machines (1 vCPU, 512 MiB, `-cpu max`; OVMF 2026.08+ds-2 of Debian, swtpm
+    /// 0.10.2): QEMU's structures, and the digest of EV_EFI_HANDOFF_TABLES in the event log.
+    const RECORDED: [(&str, ProcessorId, &str, &str); 2] = [
+        (
+            "QEMU 11.1.3",
+            ProcessorId {
+                signature: 0x0000_0663,
+                features: 0x0fcb_fbfd,
+            },
+            "\
+            011b0001010203000000000000000000000000000000000006000051454d55005374616e6461726420504320\
+             28513335202b20494348392c2032303039290070632d7133352d31312e310000031600030101020000030303\
+             0200000000000000000051454d550070632d7133352d31312e310000042a00040103fe0263060000fdfbcb0f\
+             03000000d007d0074101ffffffffffff0000000101010200010043505520300051454d550070632d7133352d\
+             31312e3100001017001001030600000800feff010000000000000000000000112800110010feffffffffff00\
+             02090001000702000000020000000000000000000000000000000044494d4d20300051454d550000131f0013\
+             00000000ffff0700001001000000000000000000000000000000000000200b00200000000000000000007f04\
+             007f0000",
+            "f2bc6e8de8927ccb609ecd18758a5e28ef369477bd8de9264ed707004c911ccf07ff0fcae9a709ff5436454a1ffd74fe",
+        ),
+        (
+            "QEMU 7.2.22",
+            ProcessorId {
+                signature: 0x0006_0fb1,
+                features: 0x0fcb_fbfd,
+            },
+            "\
+            011b0001010203000000000000000000000000000000000006000051454d55005374616e6461726420504320\
+             28513335202b20494348392c2032303039290070632d7133352d372e32000003160003010102000003030302\
+             00000000000000000051454d550070632d7133352d372e320000042a000401030102b10f0600fdfbcb0f0300\
+             0000d007d0074101ffffffffffff0000000101010200010043505520300051454d550070632d7133352d372e\
+             3200001017001001030600000800feff010000000000000000000000112800110010feffffffffff00020900\
+             01000702000000020000000000000000000000000000000044494d4d20300051454d550000131f0013000000\
+             00ffff0700001001000000000000000000000000000000000000200b00200000000000000000007f04007f00\
+             00",
+            "968e040146b474a412f0a15f235579949b8f9219567aac5f702502ee1bf1d50a05c81c23afba78a2e3640b832e97349a",
+        ),
+    ];
+
+    #[test]
+    fn digests_are_those_that_a_tpm_recorded() {
+        let bios = BiosInformation {
+            vendor: "Debian distribution of EDK II".into(),
+            version: "2026.08+ds-2".into(),
+            date: "09/26/2026".into(),
+        };
+        for (name, processor, structures, recorded) in RECORDED {
+            let tables = hex::decode(structures).unwrap();
+            let inputs = SmbiosInputs {
+                tables: &tables,
+                bios: Some(&bios),
+                processor: Some(processor),
+            };
+            let measured = measured_smbios(inputs).unwrap();
+            assert_eq!(Digest48::of(&measured).to_string(), recorded, "{name}");
+        }
     }
 
     #[test]

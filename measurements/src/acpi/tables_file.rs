@@ -6,7 +6,8 @@
 //!  "machines": [{
 //!    "qemu": {"version": "QEMU emulator version 10.0.13 (...)", "program_sha256": "..."},
 //!    "shape": {"machine": "q35", "vcpus": 2, "memory_mib": 1024, "smm": false, "pic": false, "hpet": false,
-//!              "serial": false, "slots": ["endpoint"], "hole64_gib": 32, "window_gib": 57344},
+//!              "serial": false, "slots": ["endpoint"], "hole64_gib": 32, "window_gib": 57344,
+//!              "config_window_mib": 3584},
 //!    "files": {"etc/acpi/tables": {"bytes": 131072, "sha384": "...", "base64": "..."}}}]}
 //! ```
 //! `base64` leaves out the zeros at the end of a file, which are most of it; `bytes` is the length with them.
@@ -319,6 +320,7 @@ mod tests {
                 slots: vec![Slot::Endpoint, Slot::RootPort],
                 hole64_gib: 32,
                 window_gib: 57344,
+                config_window_mib: 3584,
             },
             files,
         }

@@ -8,6 +8,9 @@
 /// guest with four-level paging, as every TDX guest so far is: the last eighth of 2^46 bytes.
 pub const EDK2_WINDOW_GIB: u32 = 56 << 10;
 
+/// PcdPciExpressBaseAddress of OVMF 2025.02 and 2026.08: 0xe000_0000. In 2022.11 it was 0xb000_0000.
+pub const EDK2_CONFIG_WINDOW_MIB: u32 = 3584;
+
 /// `PlatformDynamicMmioWindow` for other widths. The firmware takes the width from CPUID 0x8000_0008, at most 46
 /// without five-level paging.
 pub fn dynamic_window_gib(address_bits: u32) -> Option<u32> {
