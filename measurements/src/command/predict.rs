@@ -1,5 +1,7 @@
 //! `predict`: a manifest and a LaunchSpec in, registers and a policy out.
 
+mod snp;
+
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -81,6 +83,9 @@ pub(crate) fn run(arguments: &Predict) -> Result<Exit> {
         .as_deref()
         .map(read_document)
         .transpose()?;
+    if spec.platform == LaunchPlatform::Snp {
+        return snp::run(arguments, &manifest, &spec, document.as_deref());
+    }
     let prediction = predict(arguments, &manifest, &spec)?;
     if let (Some(path), Some(document)) = (&arguments.policy_out, &document) {
         let policy = build_policy(PolicyInputs {
