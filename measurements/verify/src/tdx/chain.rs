@@ -61,7 +61,9 @@ pub(crate) struct PckChain {
 impl PckChain {
     /// Certification data of type 5: PEM from leaf to root, with or without one NUL after it (quoting libraries
     /// differ in that), or, as Intel's quote verification library's own sample has it, DER from root to leaf.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ChainError> {
+    ///
+    /// `known`: certificates that were read before, so that equal ones are not read again.
+    pub(crate) fn parse(bytes: &[u8], known: &[&Certificate]) -> Result<Self, ChainError> {
         let ders = match bytes.first() {
             Some(&der::SEQUENCE) => {
                 let mut ders = split_der(bytes)?;
@@ -74,8 +76,9 @@ impl PckChain {
         let [leaf, ca, root]: [Vec<u8>; CERTIFICATES] = ders
             .try_into()
             .map_err(|ders: Vec<_>| ChainError::Count(ders.len()))?;
-        let parse = |number, der: &[u8]| {
-            Certificate::parse(der).map_err(|source| ChainError::Certificate { number, source })
+        let parse = |number, der: &[u8]| match known.iter().find(|certificate| certificate.der() == der) {
+            Some(&certificate) => Ok(certificate.clone()),
+            None => Certificate::parse(der).map_err(|source| ChainError::Certificate { number, source }),
         };
         Ok(Self {
             leaf: parse(1, &leaf)?,
@@ -189,7 +192,7 @@ mod tests {
     #[test]
     fn any_number_of_blocks_but_three_is_refused() {
         for count in [0, 1, 2, 4, 5] {
-            let chain = PckChain::parse(INTEL_SGX_ROOT_CA_PEM.repeat(count).as_bytes());
+            let chain = PckChain::parse(INTEL_SGX_ROOT_CA_PEM.repeat(count).as_bytes(), &[]);
             assert!(matches!(chain, Err(ChainError::Count(_))), "{count}");
         }
     }

@@ -220,7 +220,8 @@ fn issuer(
 ) -> Result<Certificate, CollateralError> {
     let mut ders = Vec::with_capacity(ISSUER_CERTIFICATES_MAX);
     for block in Pem::iter_from_buffer(pem.as_bytes()).take(ISSUER_CERTIFICATES_MAX + 1) {
-        ders.push(block.map_err(|_| CollateralError::Chain(part))?.contents);
+        let block = block.ok().filter(|block| block.label == "CERTIFICATE");
+        ders.push(block.ok_or(CollateralError::Chain(part))?.contents);
     }
     // Intel's own samples begin with the root.
     if ders.len() == ISSUER_CERTIFICATES_MAX && ders[0] == root.der() {

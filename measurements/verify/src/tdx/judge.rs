@@ -3,7 +3,6 @@
 use serde_json::Map;
 
 use super::{
-    attributes as bits,
     certificate::Certificate,
     chain::PckChain,
     claims,
@@ -13,6 +12,7 @@ use super::{
     report::{TdField, TdReport},
     rows::{Failure, Rows},
     tcb::{TcbError, TcbVerdict},
+    td,
     terms::TdxTerms,
     validity::Validity,
     verify::{self, VerifyError},
@@ -64,7 +64,7 @@ pub fn judge_tdx(
     let tcb = judge_tcb(&mut rows, quote, collateral, platform);
     judge_terms(&mut rows, collateral, tcb.as_ref(), terms, now_s);
     let report = quote.and_then(Quote::td_report);
-    judge_td(&mut rows, report.as_ref(), terms);
+    td::judge(&mut rows, report.as_ref(), terms);
     judge_fields(&mut rows, report.as_ref(), terms);
 
     if let Some(quote) = quote {
@@ -119,7 +119,7 @@ struct Platform {
 }
 
 fn judge_pck(rows: &mut Rows, quote: Option<&Quote<'_>>, root: &Root, now_s: u64) -> Option<Platform> {
-    let chain = quote.map(|quote| PckChain::parse(quote.pck_chain()));
+    let chain = quote.map(|quote| PckChain::parse(quote.pck_chain(), &[]));
     let format = chain.as_ref().map(|chain| match chain {
         Ok(chain) => Ok(format!("\"{}\"", chain.leaf.name())),
         Err(error) => Err(Failure::new(FailureClass::Signature, error)),
@@ -385,150 +385,6 @@ fn judge_terms(
         }
         None => rows.skip(id, FailureClass::Tcb, &expected, UNVERIFIED),
     }
-}
-
-/// The TD attributes of which one is enough to refuse a TD, whatever a policy states.
-const FORBIDDEN: [(&str, u64, &str); 5] = [
-    ("td.debug", bits::DEBUG, "not a debug TD"),
-    ("td.profiling", bits::PROFILING, "not profiled by the host"),
-    ("td.migratable", bits::MIGRATABLE, "not migratable"),
-    (
-        "td.service-td-ext",
-        bits::SERVICE_TD_EXT,
-        "no service TDs bound later",
-    ),
-    (
-        "td.unknown-attributes",
-        bits::UNKNOWN,
-        "no unknown attribute bits",
-    ),
-];
-
-/// Why a TD is refused, whatever a policy states; empty if nothing speaks against it.
-pub(crate) fn never_accepted(report: &TdReport<'_>) -> Vec<&'static str> {
-    let attributes = report.attributes();
-    let mut broken: Vec<_> = FORBIDDEN
-        .iter()
-        .filter(|(_, mask, _)| attributes & mask != 0)
-        .map(|(_, _, rule)| *rule)
-        .collect();
-    if attributes & bits::SEPT_VE_DISABLE == 0 {
-        broken.push("SEPT_VE_DISABLE set");
-    }
-    if !service_tds(report).is_empty() {
-        broken.push("no service TDs");
-    }
-    if in_partition(report) {
-        broken.push("not inside a partitioned TD");
-    }
-    broken
-}
-
-fn judge_td(rows: &mut Rows, report: Option<&TdReport<'_>>, terms: &TdxTerms) {
-    let Some(report) = report else {
-        rows.skip(
-            "td.attributes",
-            FailureClass::Policy,
-            "attributes of a TD",
-            "there is no TD report",
-        );
-        return;
-    };
-    let attributes = report.attributes();
-    for (id, mask, expected) in FORBIDDEN {
-        let set = attributes & mask;
-        rows.judge(id, FailureClass::Policy, expected, &format!("{set:#x}"), set == 0);
-    }
-    let disabled = attributes & bits::SEPT_VE_DISABLE != 0;
-    let actual = if disabled { "set" } else { "clear" };
-    rows.judge(
-        "td.sept-ve-disable",
-        FailureClass::Policy,
-        "set",
-        actual,
-        disabled,
-    );
-    let (expected, holds) = match terms.attributes {
-        Some(exact) => (format!("exactly {exact:#018x}"), attributes == exact),
-        None => {
-            let text = "no optional attribute unless a policy states it";
-            (text.to_owned(), attributes & bits::STATED_BITS == 0)
-        }
-    };
-    let actual = format!("{attributes:#018x} ({})", bits::names(attributes).join(", "));
-    rows.judge("td.attributes", FailureClass::Policy, &expected, &actual, holds);
-    judge_xfam(rows, report.xfam(), terms);
-    judge_service_tds(rows, report);
-}
-
-fn judge_xfam(rows: &mut Rows, xfam: u64, terms: &TdxTerms) {
-    let (expected, holds) = match terms.xfam {
-        Some(exact) => (format!("exactly {exact:#018x}"), xfam == exact),
-        None => (
-            format!(
-                "{:#x}, and nothing but {:#x}",
-                bits::XFAM_REQUIRED,
-                bits::XFAM_ACCEPTED
-            ),
-            xfam & bits::XFAM_REQUIRED == bits::XFAM_REQUIRED && xfam & !bits::XFAM_ACCEPTED == 0,
-        ),
-    };
-    rows.judge(
-        "td.xfam",
-        FailureClass::Policy,
-        &expected,
-        &format!("{xfam:#018x}"),
-        holds,
-    );
-}
-
-fn judge_service_tds(rows: &mut Rows, report: &TdReport<'_>) {
-    let bound = service_tds(report);
-    let actual = if bound.is_empty() {
-        "none".to_owned()
-    } else {
-        format!("{} is not zero", bound.join(", "))
-    };
-    rows.judge(
-        "td.service-td",
-        FailureClass::Policy,
-        "no service TDs",
-        &actual,
-        bound.is_empty(),
-    );
-    if let Some([vm]) = report.field(TdField::VmId) {
-        let expected = "the TD itself, not a virtual machine inside it";
-        rows.judge(
-            "td.partition",
-            FailureClass::Policy,
-            expected,
-            &format!("VM {vm}"),
-            !in_partition(report),
-        );
-    }
-}
-
-/// A service TD can do to this TD what its own code says, and nobody judges that. The reports of 1.0 have no such
-/// fields: a TD with service TDs is never quoted in that form.
-fn service_tds(report: &TdReport<'_>) -> Vec<&'static str> {
-    const FIELDS: [TdField; 5] = [
-        TdField::MrServiceTd,
-        TdField::InitServiceTdHash,
-        TdField::InitServiceTdAttributes,
-        TdField::CurServiceTdHash,
-        TdField::CurServiceTdAttributes,
-    ];
-    let is_set = |field: &TdField| {
-        report
-            .field(*field)
-            .is_some_and(|value| value.iter().any(|byte| *byte != 0))
-    };
-    FIELDS.into_iter().filter(is_set).map(TdField::name).collect()
-}
-
-/// The L1 monitor of a partitioned TD asked for the report of one of its virtual machines.
-fn in_partition(report: &TdReport<'_>) -> bool {
-    report.field(TdField::VmId).is_some_and(|vm| vm != [0])
 }
 
 fn judge_fields(rows: &mut Rows, report: Option<&TdReport<'_>>, terms: &TdxTerms) {

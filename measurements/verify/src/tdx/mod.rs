@@ -27,6 +27,7 @@ mod signature;
 mod status;
 mod tcb;
 mod tcb_info;
+mod td;
 mod terms;
 mod validity;
 mod verify;
@@ -38,13 +39,13 @@ pub use collateral::{
     VerifiedCollateral,
 };
 pub use judge::judge_tdx;
-pub(crate) use judge::never_accepted;
 pub use pck::{PckExtension, PckExtensionError};
 pub use quote::{QUOTE_BYTES_MAX, QUOTING_PADDING_BYTES, Quote, QuoteError};
 pub use report::{BodyKind, EnclaveReport, TdField, TdReport};
 pub use revocation::RevocationListError;
 pub use status::TcbStatus;
 pub use tcb::{TcbError, TcbLevel, TcbVerdict};
+pub(crate) use td::never_accepted;
 pub use terms::TdxTerms;
 pub use validity::{Period, Validity, ValidityError};
 pub use verify::{VerifiedPck, VerifiedQuote, VerifyError};

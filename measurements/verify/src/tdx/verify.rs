@@ -97,8 +97,8 @@ impl VerifiedCollateral {
     /// # Errors
     /// The chain is not exact, leads elsewhere or is revoked.
     pub fn verify_pck(&self, chain: &[u8]) -> Result<VerifiedPck, VerifyError> {
-        let parsed = PckChain::parse(chain)?;
         let parts = self.parts();
+        let parsed = PckChain::parse(chain, &[&parts.pck_ca, &parts.root])?;
         let mut validity = parts.validity.clone();
         if parsed.ca != parts.pck_ca {
             check_ca(&parsed, &parts.root)?;
