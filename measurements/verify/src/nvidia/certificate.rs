@@ -5,15 +5,16 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_FIXED,
     UnparsedPublicKey,
 };
-use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ECDSA_WITH_SHA384, Oid,
-};
+use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, Oid};
 use x509_parser::prelude::{FromDer as _, ParsedExtension, Pem, X509Certificate, X509Extension, X509Version};
 
 /// Most bytes of one certificate; NVIDIA's have less than 1 KiB.
 const CERTIFICATE_BYTES_MAX: usize = 8 << 10;
 /// Most certificates that are read from one input.
 const CERTIFICATES_MAX: usize = 16;
+
+/// The algorithm of every certificate: the identifier 1.2.840.10045.4.3.3 without parameters.
+const ECDSA_WITH_SHA384: [u8; 12] = [0x30, 10, 0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03];
 
 /// Why bytes are not a certificate of NVIDIA's form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -134,12 +135,12 @@ impl<'a> Certificate<'a> {
         if tbs.version != X509Version::V3 {
             return form("is not version 3");
         }
-        // The outer algorithm is not signed, so it must repeat the inner one (RFC 5280, 4.1.1.2).
-        if tbs.signature != self.x509.signature_algorithm {
-            return form("states two signature algorithms");
-        }
-        if self.x509.signature_value.unused_bits != 0 || tbs.subject_pki.subject_public_key.unused_bits != 0 {
-            return form("has a key or signature that does not end at a byte");
+        // What is around the signed part is not signed, and the parser takes more than one encoding of it; so it
+        // has to be byte for byte what the signed part implies (RFC 5280, 4.1.1.2: the algorithm is repeated).
+        let signature = [&[0][..], &self.x509.signature_value.data].concat();
+        let content = [tbs.as_ref(), &ECDSA_WITH_SHA384, &element(0x03, &signature)].concat();
+        if element(0x30, &content) != self.der || tbs.signature != self.x509.signature_algorithm {
+            return form("is not DER of a certificate that is signed with ECDSA and SHA-384");
         }
         if tbs.extensions_map().is_err() {
             return form("has an extension twice");
@@ -185,7 +186,6 @@ impl<'a> Certificate<'a> {
     /// Whether `issuer`'s key signed this certificate and its name is the issuer's.
     pub(super) fn is_issued_by(&self, issuer: &Certificate<'_>) -> bool {
         self.x509.issuer().as_raw() == issuer.x509.subject().as_raw()
-            && self.is_signed_with_sha384()
             && issuer.verify_asn1(
                 SignatureDigest::Sha384,
                 self.x509.tbs_certificate.as_ref(),
@@ -217,11 +217,6 @@ impl<'a> Certificate<'a> {
     /// All bits of the public key's point.
     pub(super) fn key_bits(&self) -> &[u8] {
         &self.x509.public_key().subject_public_key.data
-    }
-
-    fn is_signed_with_sha384(&self) -> bool {
-        let algorithm = &self.x509.signature_algorithm;
-        algorithm.algorithm == OID_SIG_ECDSA_WITH_SHA384 && algorithm.parameters.is_none()
     }
 
     fn p384_key(&self) -> Option<&[u8]> {
@@ -278,4 +273,15 @@ fn is_understood(extension: &X509Extension<'_>) -> bool {
             | ParsedExtension::KeyUsage(_)
             | ParsedExtension::ExtendedKeyUsage(_)
     )
+}
+
+/// Tag, length and content in DER; certificates have less than 64 KiB.
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let [high, low] = (content.len() as u16).to_be_bytes();
+    let header: &[u8] = match (high, low) {
+        (0, ..0x80) => &[tag, low],
+        (0, _) => &[tag, 0x81, low],
+        _ => &[tag, 0x82, high, low],
+    };
+    [header, content].concat()
 }
