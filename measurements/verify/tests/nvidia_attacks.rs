@@ -208,13 +208,13 @@ fn a_downgraded_or_foreign_device_is_refused_by_the_policy() {
         assert_fails(&lab.judge(), Policy, ids);
     };
     check(&["policy.driver-version"], |terms| {
-        terms.driver_versions = vec!["580.1".into()]
+        terms.driver_versions = vec!["580.1".into()];
     });
     check(&["policy.firmware-version"], |terms| {
-        terms.firmware_versions = vec!["96.00.AF.00.01".into()]
+        terms.firmware_versions = vec!["96.00.AF.00.01".into()];
     });
     check(&["device.mode"], |terms| {
-        terms.modes = vec![GpuMode::MultiGpu, GpuMode::Unreported]
+        terms.modes = vec![GpuMode::MultiGpu, GpuMode::Unreported];
     });
     check(&["device.count"], |terms| terms.count = 2);
     check(&["policy.architecture"], |terms| {

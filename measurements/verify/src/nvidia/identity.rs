@@ -73,13 +73,19 @@ pub(super) fn chip(chain: &Chain<'_>) -> Option<String> {
 
 /// The digest of the firmware that holds the leaf's key.
 pub(super) fn fwid(leaf: &Certificate<'_>, architecture: Architecture) -> Option<Vec<u8>> {
-    let (oid, read): (_, fn(&[u8]) -> Option<Vec<u8>>) = match architecture {
-        Architecture::Blackwell => (TCB_INFO, fwid_of_tcb_info),
-        Architecture::Hopper | Architecture::NvswitchLs10 => {
-            (COMPOSITE_DEVICE_ID, fwid_of_composite_device_id)
-        }
+    let extension = |oid: &Oid<'_>| {
+        leaf.x509
+            .get_extension_unique(oid)
+            .ok()
+            .flatten()
+            .map(|found| found.value)
     };
-    read(leaf.x509.get_extension_unique(&oid).ok()??.value)
+    match architecture {
+        Architecture::Blackwell => fwid_of_tcb_info(extension(&TCB_INFO)?),
+        Architecture::Hopper | Architecture::NvswitchLs10 => {
+            fwid_of_composite_device_id(extension(&COMPOSITE_DEVICE_ID)?)
+        }
+    }
 }
 
 fn fwid_of_composite_device_id(extension: &[u8]) -> Option<Vec<u8>> {

@@ -148,7 +148,7 @@ impl RimSignature {
     fn read(document: &Document<'_>, signature: Node<'_, '_>) -> Result<Self, RimError> {
         let info = only_child(signature, DSIG, "SignedInfo")?;
         let reference = only_child(info, DSIG, "Reference")?;
-        if attribute(reference, "URI")? != "" {
+        if !attribute(reference, "URI")?.is_empty() {
             return Err(wrong(
                 reference,
                 "refers to something else than the whole document",
