@@ -43,18 +43,23 @@ pub(super) fn judge_values(
         rows,
         "measurement",
         &terms.measurement,
-        Digest48(report.measurement()),
+        &Digest48(report.measurement()),
     );
-    one_of(rows, "host-data", &terms.host_data, Digest32(report.host_data()));
-    one_of(rows, "guest.policy", &terms.guest_policy, Bits64(report.policy()));
-    one_of(rows, "guest.vmpl", &terms.vmpl, report.vmpl());
+    one_of(rows, "host-data", &terms.host_data, &Digest32(report.host_data()));
+    one_of(
+        rows,
+        "guest.policy",
+        &terms.guest_policy,
+        &Bits64(report.policy()),
+    );
+    one_of(rows, "guest.vmpl", &terms.vmpl, &report.vmpl());
     one_of(
         rows,
         "family-id",
         &terms.family_id,
-        SnpOwnerId(report.family_id()),
+        &SnpOwnerId(report.family_id()),
     );
-    one_of(rows, "image-id", &terms.image_id, SnpOwnerId(report.image_id()));
+    one_of(rows, "image-id", &terms.image_id, &SnpOwnerId(report.image_id()));
     rows.judge(
         ("guest.svn", Policy),
         report.guest_svn() >= terms.guest_svn_min,
@@ -66,10 +71,10 @@ pub(super) fn judge_values(
         rows,
         "id-key-digest",
         &terms.id_key_digest,
-        Digest48(report.id_key_digest()),
+        &Digest48(report.id_key_digest()),
     );
     let author = Digest48(report.author_key_digest());
-    one_of(rows, "author-key-digest", &terms.author_key_digest, author);
+    one_of(rows, "author-key-digest", &terms.author_key_digest, &author);
     let signing_key = match report.signing_key() {
         SigningKey::Vcek => SnpSigningKeyTerm::Vcek,
         SigningKey::Vlek => SnpSigningKeyTerm::Vlek,
@@ -200,12 +205,12 @@ fn list_values(rows: &mut Checklist, report: &SnpReport, product: Option<SnpProd
     );
 }
 
-fn one_of<T: Display + PartialEq>(rows: &mut Checklist, id: &str, accepted: &[T], actual: T) {
+fn one_of<T: Display + PartialEq>(rows: &mut Checklist, id: &str, accepted: &[T], actual: &T) {
     rows.judge(
         (id, Policy),
-        accepted.contains(&actual),
+        accepted.contains(actual),
         joined(accepted),
-        &actual,
+        actual,
         "the policy does not accept this value",
     );
 }
