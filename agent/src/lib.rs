@@ -14,6 +14,8 @@ pub mod control;
 pub mod danger;
 mod dm;
 pub mod engine;
+#[cfg(feature = "simulated")]
+pub mod firmware_log;
 pub mod guest;
 pub mod host;
 pub mod meter;

@@ -94,6 +94,10 @@ async fn serve(
         listen(cocoon_protocol::simulated::FAULT_PORT)?,
         guest.engine.clone(),
     ));
+    #[cfg(feature = "simulated")]
+    tokio::spawn(cocoon_agent::firmware_log::tell(listen(
+        cocoon_protocol::simulated::FIRMWARE_LOG_PORT,
+    )?));
     guest::run(guest, dial, https, &mut control, Deadlines::default())
         .await
         .map_err(|error| format!("making the TLS identity: {error}"))

@@ -1,6 +1,8 @@
 //! The simulated platform: on a machine without TDX the launcher plays the TDX module and the quoting
 //! enclave, and the agent of a `dev` image asks it over vsock for what the processor would do.
 
+use std::collections::BTreeMap;
+
 use cocoon_evidence::{Digest48, Rtmr};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,20 @@ pub const FAULT_PORT: u32 = 7003;
 pub enum InjectFault {
     /// SIGKILL for the engine, as if it had crashed.
     KillEngine,
+}
+
+/// The guest of a `dev` image with a TPM sends one [`FirmwareMeasurements`] here to whoever connects.
+pub const FIRMWARE_LOG_PORT: u32 = 7004;
+
+/// What firmware and kernel measured into the TPM, for a test that holds a prediction against it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareMeasurements {
+    /// The TCG2 event log, the events after GetEventLog included.
+    #[serde(with = "hex::serde")]
+    pub log: Vec<u8>,
+    /// The TPM's registers, in its SHA-384 bank.
+    pub registers: BTreeMap<u32, Digest48>,
 }
 
 /// Agent to simulated platform; each answered by one [`FromPlatform`].
