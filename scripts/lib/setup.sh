@@ -15,7 +15,7 @@ PACKAGES=(
     "libelf-dev /usr/include/libelf.h" "libssl-dev /usr/include/openssl/ssl.h"
     "binutils strip" "cmake cmake" "python3 python3" "python3-pip pip3"
 )
-TEST_PACKAGES=("erofs-utils fsck.erofs" "cryptsetup-bin veritysetup" "nodejs node" "npm npm")
+TEST_PACKAGES=("erofs-utils fsck.erofs" "cryptsetup-bin veritysetup" "nodejs node" "npm npm" "swtpm swtpm")
 
 fail() { # what was attempted, why it failed, what to do
     printf '\n%s\n  why:  %s\n  fix:  %s\n' "$1" "$2" "$3" >&2

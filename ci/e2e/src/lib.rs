@@ -17,12 +17,21 @@ use std::{
 
 use cocoon_protocol::{
     host::UsageRecord,
-    simulated::{FAULT_PORT, InjectFault},
+    simulated::{FAULT_PORT, FIRMWARE_LOG_PORT, FirmwareMeasurements, InjectFault},
 };
 use serde_json::Value;
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// QEMU as it was asked for, and a software TPM beside it that ends when QEMU does.
+const QEMU_WITH_TPM: &str = r#"#!/bin/sh
+set -eu
+tpm=$(mktemp -d "$(dirname "$0")/tpm.XXXXXX")
+swtpm socket --tpm2 --tpmstate "dir=$tpm" --ctrl "type=unixio,path=$tpm/control" --terminate --daemon
+exec qemu-system-x86_64 "$@" -chardev "socket,id=tpm,path=$tpm/control" \
+    -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb,tpmdev=tpm0
+"#;
 
 /// The account that the provider is paid at; any will do, it only receives.
 pub const PAYOUT_ADDRESS: &str = "0:00000000000000000000000000000000000000000000000000000000000e2e00";
@@ -243,15 +252,36 @@ impl Node {
 
     /// Kills the engine inside the guest, as a crash would; only `dev` images take this.
     pub fn kill_engine(&self) {
-        let mut stream = UnixStream::connect(self.path("state/run/guest")).expect("the vsock backend");
-        writeln!(stream, "CONNECT {FAULT_PORT}").expect("asking for the guest's port");
-        let mut answer = [0; 1];
-        while answer != *b"\n" {
-            stream.read_exact(&mut answer).expect("the guest takes faults");
-        }
+        let mut stream = self.dial_guest(FAULT_PORT);
         cocoon_protocol::write_frame(&mut stream, &InjectFault::KillEngine).expect("sending the fault");
         // The guest closes once it is done.
-        let _ = stream.read(&mut answer);
+        let _ = stream.read(&mut [0]);
+    }
+
+    /// A program for `[tools] qemu` in `node.toml`: QEMU with a TPM that is made anew for each start, which the
+    /// guest's firmware then measures into.
+    pub fn qemu_with_tpm(&self) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = self.path("qemu-with-tpm");
+        fs::write(&program, QEMU_WITH_TPM).expect("writing the program");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("making it executable");
+        program
+    }
+
+    /// What the firmware measured into its TPM; only `dev` images tell.
+    pub fn firmware_measurements(&self) -> FirmwareMeasurements {
+        let mut stream = self.dial_guest(FIRMWARE_LOG_PORT);
+        cocoon_protocol::read_frame(&mut stream).expect("the guest has a TPM; else its console says why not")
+    }
+
+    fn dial_guest(&self, port: u32) -> UnixStream {
+        let mut stream = UnixStream::connect(self.path("state/run/guest")).expect("the vsock backend");
+        writeln!(stream, "CONNECT {port}").expect("asking for the guest's port");
+        let mut answer = [0; 1];
+        while answer != *b"\n" {
+            stream.read_exact(&mut answer).expect("the guest listens");
+        }
+        stream
     }
 
     /// Kills a process that belongs to this node, as a power cut would.
