@@ -219,7 +219,7 @@ fn page_orders(spec: &LaunchSpec) -> Vec<Change> {
             order.name()
         );
         edited(spec, "page-order", false, title, change, |spec| {
-            spec.qemu.page_order = Some(order)
+            spec.qemu.page_order = Some(order);
         })
     };
     PageOrder::ALL.map(change).into()
@@ -252,7 +252,7 @@ fn layouts(spec: &LaunchSpec) -> Vec<Change> {
             layout.name()
         );
         edited(spec, "firmware-layout", false, title, change, |spec| {
-            spec.firmware.layout = layout
+            spec.firmware.layout = layout;
         })
     };
     EventLayout::ALL.map(change).into()
@@ -266,7 +266,7 @@ fn secure_boot(spec: &LaunchSpec) -> Vec<Change> {
             state.name()
         );
         edited(spec, "secure-boot", false, title, change, |spec| {
-            spec.firmware.secure_boot = state
+            spec.firmware.secure_boot = state;
         })
     };
     [SecureBoot::Absent, SecureBoot::Off, SecureBoot::On]
@@ -309,7 +309,7 @@ fn memory_sizes(spec: &LaunchSpec) -> Vec<Change> {
         .map(|memory| {
             let (title, change) = super::memory::words(memory.get().into(), spec.memory_mib.get().into());
             edited(spec, "memory", true, title, change, |spec| {
-                spec.memory_mib = memory
+                spec.memory_mib = memory;
             })
         })
         .collect()
@@ -327,7 +327,7 @@ fn devices(spec: &LaunchSpec) -> Vec<Change> {
         let change =
             "list exactly the machine's devices, in their order, in the LaunchSpec's [[devices]]".to_owned();
         edited(spec, "devices", true, title, change, |spec| {
-            spec.devices = devices
+            spec.devices = devices;
         })
     };
     let fewer = (0..listed.len()).map(|position| {
@@ -380,7 +380,7 @@ fn windows(spec: &LaunchSpec) -> Vec<Change> {
             let change =
                 "state the machine's pci-hole64-size as hole64_gib in the LaunchSpec's [pci]".to_owned();
             edited(spec, "pci-hole64", true, title, change, |spec| {
-                spec.pci.hole64_gib = size
+                spec.pci.hole64_gib = size;
             })
         })
         .collect()
@@ -394,7 +394,7 @@ fn qemu_versions(spec: &LaunchSpec) -> Vec<Change> {
             let title = format!("QEMU {version} started the machine");
             let change = format!("state version = \"{version}\" in the LaunchSpec's [qemu]");
             edited(spec, "qemu-version", true, title, change, |spec| {
-                spec.qemu.version = Some(version)
+                spec.qemu.version = Some(version);
             })
         })
         .collect()

@@ -265,7 +265,7 @@ const CAUSES: &[(&str, Source, Inject, Tamper)] = &[
             m.initrd = Some(Initrd {
                 bytes: 1 << 20,
                 digest: Digest48::of(b"other"),
-            })
+            });
         },
         nothing,
     ),
