@@ -13,6 +13,7 @@ mod diff;
 mod explain;
 mod input;
 mod output;
+mod policy;
 mod predict;
 mod quote;
 mod replay;
@@ -50,6 +51,9 @@ enum Command {
     /// Judge one TDX quote, SNP report or GPU report offline.
     #[command(after_help = verify::EXIT_CODES)]
     Verify(Box<verify::Verify>),
+    /// Sign a policy, or say whether it can be used.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Policy(policy::Policy),
     /// Show what differs between two predictions, replays, verdicts or pieces of evidence.
     #[command(after_help = EXIT_CODES)]
     Diff(diff::Arguments),
@@ -97,6 +101,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Quote(arguments) => quote::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Policy(command) => policy::run(&command),
         Command::Diff(arguments) => diff::run(&arguments),
     };
     let exit = outcome.unwrap_or_else(|error| {
