@@ -28,6 +28,7 @@ use crate::{
     COMMAND_LINE_BYTES_MAX, DeviceKind, Firmware, FirmwareError, FwCfgFiles, KernelError, KernelHeaderError,
     LaunchPlatform, LaunchSpec, PageOrder, Prediction, VariableStoreError,
     prediction::{Alternative, FirmwareLayout, PredictedEvent, PredictedRegister, PredictedRegisters},
+    tdvf::MeasuredSection,
 };
 
 /// What decides the registers of a launch.
@@ -196,23 +197,19 @@ fn mrtd(firmware: &Firmware<'_>, pinned: Option<PageOrder>) -> PredictedRegister
             PageOrder::TwoPass => "a section's pages are added, then measured: QEMU 8, early KVM patches",
         };
         let sections = firmware.measured_sections(order, &contents);
-        Alternative::new(
-            order.name(),
-            when,
-            sections.into_iter().map(section_event).collect(),
-        )
+        Alternative::new(order.name(), when, sections.iter().map(section_event).collect())
     }))
 }
 
-fn section_event(section: crate::tdvf::MeasuredSection) -> PredictedEvent {
-    let crate::tdvf::MeasuredSection {
+fn section_event(section: &MeasuredSection) -> PredictedEvent {
+    let MeasuredSection {
         kind,
         gpa,
         pages_added,
         pages_measured,
         content,
         value,
-    } = section;
+    } = *section;
     PredictedEvent {
         type_name: kind,
         type_number: None,

@@ -166,21 +166,35 @@ const LIST_HEADER_BYTES: usize = 28;
 /// stops as well.
 fn signatures(mut lists: &[u8]) -> Vec<Signature<'_>> {
     let mut entries = Vec::new();
-    while let Some((kind, body, entry_bytes, rest)) = signature_list(lists) {
-        entries.extend(
-            body.chunks_exact(entry_bytes)
-                .map(|data| Signature { kind, data }),
-        );
+    while let Some((list, rest)) = split_list(lists) {
+        let signature = |data| Signature {
+            kind: list.kind,
+            data,
+        };
+        entries.extend(list.body.chunks_exact(list.entry_bytes).map(signature));
         lists = rest;
     }
     entries
 }
 
-fn signature_list(lists: &[u8]) -> Option<([u8; 16], &[u8], usize, &[u8])> {
+/// EFI_SIGNATURE_LIST: entries of one length, at least that of an owner.
+struct SignatureList<'a> {
+    kind: [u8; 16],
+    body: &'a [u8],
+    entry_bytes: usize,
+}
+
+fn split_list(lists: &[u8]) -> Option<(SignatureList<'_>, &[u8])> {
     let word = |at: usize| Some(u32::from_le_bytes(*lists.get(at..)?.first_chunk()?) as usize);
     let kind = *lists.first_chunk()?;
     let (list_bytes, header_bytes, entry_bytes) = (word(16)?, word(20)?, word(24)?);
     let start = LIST_HEADER_BYTES.checked_add(header_bytes)?;
-    let body = lists.get(start..list_bytes)?;
-    (entry_bytes > 16).then_some((kind, body, entry_bytes, &lists[list_bytes..]))
+    let (list, rest) = lists.split_at_checked(list_bytes)?;
+    let body = list.get(start..)?;
+    let list = SignatureList {
+        kind,
+        body,
+        entry_bytes,
+    };
+    (entry_bytes > 16).then_some((list, rest))
 }

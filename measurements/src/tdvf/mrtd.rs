@@ -15,7 +15,7 @@ const RECORD_BYTES: usize = 128;
 const CHUNKS_PER_PAGE: usize = PAGE_BYTES as usize / CHUNK_BYTES;
 
 /// What one section of the firmware adds to MRTD.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MeasuredSection {
     pub(crate) kind: &'static str,
     pub(crate) gpa: u64,
