@@ -187,7 +187,7 @@ pub(crate) mod tests {
     }
 
     /// Event log, gpa of the first TEMP_MEM section, memory in MiB, digest of its EV_EFI_HANDOFF_TABLES2 event.
-    const HAND_OFF_BLOCKS: [(&str, u64, u64, &str); 4] = [
+    const HAND_OFF_BLOCKS: [(&str, u64, u64, &str); 5] = [
         (
             "Dstack-TEE/dstack ccel_1024MB.bin",
             0x81_1000,
@@ -211,6 +211,12 @@ pub(crate) mod tests {
             0x81_0000,
             10240,
             "05dc148f05a035080b22372d049c35ef80260050516606b4d9d4eaa2e4d1e06c556374b00217496a235235d1e3d0e026",
+        ),
+        (
+            "Dstack-TEE/dstack quote-report.json",
+            0x81_0000,
+            65536,
+            "8ae1e425351df7992c444586eff99d35af3b779aa2b0e981cb4b73bc5b279f2ade19b6a62a203fc3c3bbdaae80af596d",
         ),
     ];
 
