@@ -3,7 +3,7 @@
 
 use std::{ffi::OsString, path::Path};
 
-use cocoon_measurements::{LaunchPlatform, LaunchSpec, MachineProfile};
+use cocoon_measurements::{LaunchPlatform, LaunchSpec, MachineProfile, acpi::machine_options};
 
 use crate::guest_socket::GuestSocket;
 
@@ -99,6 +99,8 @@ impl Machine<'_> {
             "-object",
             format!("memory-backend-memfd,id=mem0,size={memory}M,share=on"),
         );
+        // What the tables were predicted with.
+        let machine = format!("q35,memory-backend=mem0{}", machine_options(self.spec.platform));
         match (self.spec.platform, self.accelerator) {
             // The configuration refuses SNP before a machine is made of it.
             (LaunchPlatform::Tdx | LaunchPlatform::Snp, _) => {
@@ -106,18 +108,18 @@ impl Machine<'_> {
                 argv.option("-accel", "kvm");
                 argv.option(
                     "-machine",
-                    "q35,memory-backend=mem0,kernel-irqchip=split,confidential-guest-support=tdx0",
+                    format!("{machine},kernel-irqchip=split,confidential-guest-support=tdx0"),
                 );
                 argv.option("-cpu", "host");
             }
             (LaunchPlatform::Simulated, Accelerator::Kvm) => {
                 argv.option("-accel", "kvm");
-                argv.option("-machine", "q35,memory-backend=mem0");
+                argv.option("-machine", machine);
                 argv.option("-cpu", "host");
             }
             (LaunchPlatform::Simulated, Accelerator::Tcg) => {
                 argv.option("-accel", "tcg,thread=multi");
-                argv.option("-machine", "q35,memory-backend=mem0");
+                argv.option("-machine", machine);
                 argv.option("-cpu", TCG_CPU);
             }
         }
@@ -254,7 +256,8 @@ mod tests {
     fn a_tdx_machine_is_confidential_and_never_emulated() {
         let guest = GuestSocket::Kernel { cid: 77 };
         let argv = argv(LaunchPlatform::Tdx, Accelerator::Tcg, &guest);
-        let machine = "q35,memory-backend=mem0,kernel-irqchip=split,confidential-guest-support=tdx0";
+        let machine = "q35,memory-backend=mem0,smm=off,pic=off,hpet=off,kernel-irqchip=split,\
+                       confidential-guest-support=tdx0";
         assert!(has(&argv, "-machine", machine));
         assert!(has(&argv, "-object", "tdx-guest,id=tdx0"));
         assert!(has(&argv, "-accel", "kvm"));
