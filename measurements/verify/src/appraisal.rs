@@ -463,10 +463,16 @@ fn check_td(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TdReport<'_
             };
             rows.proven(row, false);
         }
-        _ => compare(rows, "TD attributes", Fault::Host, &tdx.td.attributes, attributes),
+        _ => compare(
+            rows,
+            "TD attributes",
+            Fault::Host,
+            &tdx.td.attributes,
+            attributes.as_ref(),
+        ),
     }
     let xfam = claimed.map(|report| Bits64(report.xfam()));
-    compare(rows, "XFAM", Fault::Host, &tdx.td.xfam, xfam);
+    compare(rows, "XFAM", Fault::Host, &tdx.td.xfam, xfam.as_ref());
 }
 
 fn check_registers(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TdReport<'_>>) {
@@ -491,7 +497,7 @@ fn check_registers(rows: &mut Rows, tdx: &TdxExpectations, claimed: Option<&TdRe
         ),
     ];
     for (name, fault, expected, field) in registers {
-        compare(rows, name, fault, expected, digest(claimed, field));
+        compare(rows, name, fault, expected, digest(claimed, field).as_ref());
     }
 }
 
@@ -507,16 +513,16 @@ fn compare<T: PartialEq + std::fmt::Display>(
     name: impl Into<Cow<'static, str>>,
     fault: Fault,
     expected: &Expect<T>,
-    actual: Option<T>,
+    actual: Option<&T>,
 ) {
     let mut row = Row {
         name: name.into(),
         expected: expected.to_string(),
-        actual: actual.as_ref().map_or_else(unproven, ToString::to_string),
+        actual: actual.map_or_else(unproven, ToString::to_string),
         fault,
         class: RefusalClass::Policy,
     };
-    match actual.as_ref().map(|actual| expected.compare(actual)) {
+    match actual.map(|actual| expected.compare(actual)) {
         Some(Comparison::Equal(profile)) => {
             if let Some(profile) = profile {
                 row.actual += &format!(" ({profile})");

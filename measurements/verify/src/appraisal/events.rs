@@ -23,7 +23,13 @@ pub(super) fn check(
 ) {
     let log = &bundle.events;
     let rtmr3 = digest(claimed, TdField::Rtmr3);
-    compare(rows, "RTMR3", Fault::Host, &Expect::exact(log.replay()), rtmr3);
+    compare(
+        rows,
+        "RTMR3",
+        Fault::Host,
+        &Expect::exact(log.replay()),
+        rtmr3.as_ref(),
+    );
     // Events that RTMR3 does not record are anybody's.
     rows.authentic &= rtmr3 == Some(log.replay());
 
@@ -69,7 +75,7 @@ fn check_digest(rows: &mut Rows, name: &'static str, payload: Option<&[u8]>, acc
             name,
             Fault::GuestImage,
             accepted,
-            Some(Digest48::of(payload)),
+            Some(&Digest48::of(payload)),
         ),
         None => rows.proven(event_row(name, accepted.to_string(), missing()), false),
     }

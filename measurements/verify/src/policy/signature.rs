@@ -81,7 +81,7 @@ pub enum SignedPolicyError {
     },
     /// A trusted key's signature is over other bytes.
     #[error("the signature of {0} is not over this policy: one of the two files was changed")]
-    Forged(PolicyKey),
+    Forged(Box<PolicyKey>),
     /// What was signed is no policy.
     #[error("the signed policy cannot be used")]
     Policy(#[from] PolicyError),
@@ -107,7 +107,7 @@ impl Policy {
         for (key, signature) in lines.iter().filter(|(key, _)| trusted.contains(key)) {
             key.0
                 .verify_strict(&message, signature)
-                .map_err(|_| SignedPolicyError::Forged(*key))?;
+                .map_err(|_| SignedPolicyError::Forged(Box::new(*key)))?;
             signer = signer.or(Some(*key));
         }
         let Some(signer) = signer else {
