@@ -55,7 +55,9 @@ fn with(change: impl FnOnce(&mut MachineShape)) -> MachineShape {
 
 fn tables(shape: &MachineShape) -> FwCfgFiles {
     let qemu = qemu().expect("the caller checked");
-    generate(&qemu, shape, ReadMethod::Dma, LIMIT).unwrap_or_else(|error| panic!("{shape:?}: {error:?}"))
+    generate(&qemu, shape, ReadMethod::Dma, LIMIT)
+        .map_err(|error| format!("{shape:?}: {error:?}"))
+        .expect("QEMU makes the tables")
 }
 
 /// Machines whose tables all differ.

@@ -76,7 +76,7 @@ pub enum TablesFileError {
         /// Which fw_cfg file.
         name: String,
         /// What is wrong.
-        problem: FileProblem,
+        problem: Box<FileProblem>,
     },
 }
 
@@ -258,7 +258,7 @@ impl Machine {
             kept.map_err(|problem| TablesFileError::File {
                 machine,
                 name: name.chars().take(64).collect(),
-                problem,
+                problem: Box::new(problem),
             })?;
         }
         Ok(MachineTables {
