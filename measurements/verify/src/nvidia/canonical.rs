@@ -124,7 +124,11 @@ fn declarations<'a>(node: Node<'a, '_>, is_apex: bool) -> Vec<(&'a str, &'a str)
         .map(in_scope)
         .unwrap_or_default();
     let mut declared = in_scope(node);
-    declared.retain(|namespace| !inherited.contains(namespace));
+    let has_default = inherited
+        .iter()
+        .any(|(prefix, uri)| prefix.is_empty() && !uri.is_empty());
+    // An empty default namespace says something only where it takes one back (2.3, namespace axis).
+    declared.retain(|namespace| !inherited.contains(namespace) && (has_default || *namespace != ("", "")));
     declared.sort_unstable();
     declared
 }
