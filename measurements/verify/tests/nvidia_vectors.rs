@@ -333,12 +333,25 @@ fn rim_files_of_other_versions_are_no_match() {
     judge.rims = vec![vectors.read("sdk_testdata/NV_GPU_DRIVER_GH100_550.144.03.xml")];
     let judgement = judge.judge(&vectors.read("sdk_testdata/hopperAttestationReport.txt"));
     assert_eq!(status(&judgement, "rim.driver"), Status::Skip);
+    assert_eq!(status(&judgement, "rim-file-0.signature"), Status::Pass);
+    assert_eq!(status(&judgement, "rim-file-0.version"), Status::Fail);
+    assert_eq!(judgement.failure(), Some(FailureClass::Policy));
     assert!(
         !judgement
             .checks()
             .iter()
             .any(|check| check.id == "rim.driver.measurements")
     );
+}
+
+#[test]
+fn a_forged_rim_file_does_not_pass_because_it_is_for_another_version() {
+    let Some(vectors) = Vectors::open() else { return };
+    let mut judge = Judge::with(vectors.certificates("sdk_testdata/hopperCertChain.txt"));
+    judge.rims = vec![vectors.read("sdk_testdata/incorrect_signature_driver_rim.xml")];
+    let judgement = judge.judge(&vectors.read("sdk_testdata/hopperAttestationReport.txt"));
+    assert_eq!(status(&judgement, "rim-file-0.signature"), Status::Fail);
+    assert_eq!(judgement.failure(), Some(FailureClass::Signature));
 }
 
 #[test]

@@ -78,6 +78,8 @@ pub(super) struct Judged {
     pub(super) claims: Map<String, Value>,
     /// What tells it from others: digest of the leaf's key; `None` if there is no leaf.
     pub(super) identity: Option<Vec<u8>>,
+    /// Of its driver and its firmware: which RIM files are for it.
+    pub(super) versions: Vec<String>,
 }
 
 /// Judges one device; `rims` and `responses` are already decoded.
@@ -113,8 +115,12 @@ pub(super) fn judge_device(
             rows,
             claims: Map::new(),
             identity,
+            versions: Vec::new(),
         };
     };
+    let opaque = &report.opaque;
+    let versions = [opaque.driver_version(), opaque.firmware_version()];
+    let versions = versions.into_iter().flatten().collect();
     let claims = judge_parts(
         evidence, report, &chain, prefix, inputs, rims, responses, &mut rows,
     );
@@ -122,6 +128,7 @@ pub(super) fn judge_device(
         rows,
         claims,
         identity,
+        versions,
     }
 }
 
@@ -139,11 +146,7 @@ fn judge_parts(
     judge_signature(&report, chain, rows);
     judge_nonce(evidence, &report, inputs.nonce, rows);
     let terms = inputs.policy;
-    let revocation = RevocationCheck {
-        responses,
-        required: terms.is_some_and(|terms| terms.revocation == Demand::Required),
-        hold_accepted: terms.is_some_and(|terms| terms.certificate_hold == Hold::Accepted),
-    };
+    let revocation = RevocationCheck::new(responses, terms);
     revocation.judge(chain, FIRST_REVOCABLE, inputs.now_s, rows);
     let chip = identity::chip(chain);
     let architecture = chip.as_deref().and_then(Architecture::from_chip);
@@ -158,14 +161,7 @@ fn judge_parts(
         architecture,
     };
     judge_fwid(&device, chain, rows);
-    let judge = RimJudge {
-        rims,
-        roots: inputs.roots,
-        revocation,
-        required: terms.is_some_and(|terms| terms.rims == Demand::Required),
-        now_s: inputs.now_s,
-    };
-    let all_measured = judge.judge(&device, rows);
+    let all_measured = RimJudge::new(inputs, rims, revocation).judge(&device, rows);
     rows_of_measurements(all_measured && !rows.failed(), rows);
     judge_mode(&device, terms, rows);
     judge_terms(&device, terms, rows);
@@ -395,7 +391,15 @@ pub(super) struct RevocationCheck<'a> {
     pub(super) hold_accepted: bool,
 }
 
-impl RevocationCheck<'_> {
+impl<'a> RevocationCheck<'a> {
+    pub(super) fn new(responses: &'a [Revocations], terms: Option<&NvidiaTerms>) -> Self {
+        Self {
+            responses,
+            required: terms.is_some_and(|terms| terms.revocation == Demand::Required),
+            hold_accepted: terms.is_some_and(|terms| terms.certificate_hold == Hold::Accepted),
+        }
+    }
+
     /// One row for each certificate below the root, or one for all if there is no response at all.
     pub(super) fn judge(&self, chain: &Chain<'_>, first: usize, now_s: u64, rows: &mut Rows) {
         if self.responses.is_empty() && !self.required {

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use super::NvidiaInputs;
 use super::chain::{Chain, NvidiaRoots, RIM_CHAIN_CERTIFICATES};
 use super::device::{Device, RevocationCheck};
 use super::identity::Architecture;
 use super::opaque::UnitStatus;
 use super::rim::Rim;
 use super::rows::Rows;
+use super::terms::Demand;
 use crate::judgement::FailureClass;
 
 /// The measurement of the first video decoder, by RIM index; meaningless where that is not there.
@@ -38,7 +40,33 @@ pub(super) struct RimJudge<'a> {
     pub(super) now_s: u64,
 }
 
-impl RimJudge<'_> {
+impl<'a> RimJudge<'a> {
+    pub(super) fn new(inputs: &NvidiaInputs<'a>, rims: &'a [Rim], revocation: RevocationCheck<'a>) -> Self {
+        Self {
+            rims,
+            roots: inputs.roots,
+            revocation,
+            required: inputs.policy.is_some_and(|terms| terms.rims == Demand::Required),
+            now_s: inputs.now_s,
+        }
+    }
+
+    /// A file that is for none of the devices. Whoever hands it in expects it to be compared, so it fails; its
+    /// signature is judged all the same.
+    pub(super) fn judge_unused(&self, rim: &Rim, rows: &mut Rows) {
+        self.judge_signature(rim, rows);
+        let detail = "no device has this version: hand in the RIM files that `claims` names for the device";
+        let actual = format!("{} {}", rim.product, rim.version);
+        rows.judge(
+            FailureClass::Policy,
+            "version",
+            false,
+            "of a device's driver or firmware",
+            actual,
+            detail,
+        );
+    }
+
     /// Judges all RIM files that are for this device; true if there are all that it has, and everything matches.
     pub(super) fn judge(&self, device: &Device<'_>, rows: &mut Rows) -> bool {
         let kinds: &[RimKind] = match device.architecture.is_gpu() {

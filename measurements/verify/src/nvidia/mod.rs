@@ -39,7 +39,8 @@ pub use self::rim::{RIM_BYTES_MAX, Rim, RimError};
 pub use self::spdm::{MEASUREMENT_BYTES, NONCE_BYTES, REPORT_BYTES_MAX, Report, ReportError};
 pub use self::terms::{Demand, GuestFact, GuestReport, Hold, NvidiaTerms, NvidiaTermsError};
 
-use self::device::{judge_device, judge_terms_form};
+use self::device::{RevocationCheck, judge_device, judge_terms_form};
+use self::measurements::RimJudge;
 use self::rows::Rows;
 use crate::judgement::{FailureClass, Judgement};
 
@@ -73,7 +74,7 @@ pub fn judge_nvidia(evidence: &[u8], inputs: &NvidiaInputs<'_>) -> Judgement {
     if let Some(Err(error)) = inputs.policy.map(NvidiaTerms::check) {
         judge_terms_form(&error, &mut rows);
     }
-    let rims = read_rims(inputs.rims, &mut rows);
+    let (files, rims): (Vec<_>, Vec<_>) = read_rims(inputs.rims, &mut rows).into_iter().unzip();
     let responses = read_responses(inputs.ocsp, &mut rows);
     let devices = match read_evidence(evidence) {
         Ok(devices) => devices,
@@ -88,6 +89,7 @@ pub fn judge_nvidia(evidence: &[u8], inputs: &NvidiaInputs<'_>) -> Judgement {
     };
     let mut claims = Vec::with_capacity(devices.len());
     let mut identities = Vec::with_capacity(devices.len());
+    let mut versions = BTreeSet::new();
     for (index, device) in devices.iter().enumerate() {
         let prefix = if devices.len() == 1 {
             String::new()
@@ -98,6 +100,18 @@ pub fn judge_nvidia(evidence: &[u8], inputs: &NvidiaInputs<'_>) -> Judgement {
         rows.append(judged.rows);
         claims.push(Value::Object(judged.claims));
         identities.push(judged.identity);
+        versions.extend(judged.versions);
+    }
+    if !versions.is_empty() {
+        let revocation = RevocationCheck::new(&responses, inputs.policy);
+        let judge = RimJudge::new(inputs, &rims, revocation);
+        for (file, rim) in files.iter().zip(&rims) {
+            if !versions.contains(&rim.version) {
+                let mut own = Rows::new(format!("rim-file-{file}."));
+                judge.judge_unused(rim, &mut own);
+                rows.append(own);
+            }
+        }
     }
     judge_count(&identities, inputs.policy, &mut rows);
     judge_guest(inputs, &mut rows);
@@ -105,11 +119,12 @@ pub fn judge_nvidia(evidence: &[u8], inputs: &NvidiaInputs<'_>) -> Judgement {
     Judgement::new(rows.into_checks(), claims)
 }
 
-fn read_rims(files: &[Vec<u8>], rows: &mut Rows) -> Vec<Rim> {
+/// With the number of each file, from 0.
+fn read_rims(files: &[Vec<u8>], rows: &mut Rows) -> Vec<(usize, Rim)> {
     let mut rims = Vec::with_capacity(files.len());
     for (index, file) in files.iter().enumerate() {
         match Rim::parse(file) {
-            Ok(rim) => rims.push(rim),
+            Ok(rim) => rims.push((index, rim)),
             Err(error) => rows.unreadable(&format!("rim-file-{index}.format"), "a signed SWID tag", error),
         }
     }
