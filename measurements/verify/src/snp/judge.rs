@@ -378,14 +378,28 @@ fn judge_guest(rows: &mut Checklist, report: &SnpReport, has_terms: bool) {
         "bits that AMD reserves are set",
     );
     if !has_terms {
-        rows.judge(
-            ("guest.vmpl", Policy),
-            report.vmpl() == 0,
+        judge_level(rows, report.vmpl());
+    }
+}
+
+/// AMD 56860, ATTESTATION_REPORT.VMPL: 0 to 3, or all ones if the host asked for the report.
+fn judge_level(rows: &mut Checklist, vmpl: u32) {
+    let what = ("guest.vmpl", Policy);
+    match vmpl {
+        1..=3 => rows.skip(
+            what,
             0,
-            report.vmpl(),
-            "less privileged software than the guest's firmware and kernel asked for this report; \
-             a policy can accept its level",
-        );
+            vmpl,
+            "less privileged software than the guest's firmware asked for this report, as a kernel under an SVSM \
+             does; no policy says whether that is meant",
+        ),
+        _ => rows.judge(
+            what,
+            vmpl == 0,
+            0,
+            vmpl,
+            "not the guest but the host asked for this report, or nobody can have",
+        ),
     }
 }
 
