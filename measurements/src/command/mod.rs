@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError};
+use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError, acpi::ShapeError};
 
 mod acpi;
 mod diff;
@@ -118,6 +118,9 @@ impl Exit {
         }
         if error.is::<verify::Usage>() {
             return Self::Usage;
+        }
+        if error.is::<ShapeError>() {
+            return Self::Unpredictable;
         }
         match (
             error.downcast_ref::<ManifestError>(),
