@@ -1,2 +1,6 @@
+//! [`cocoon_fuzz::targets::nvidia_rim`].
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cocoon_fuzz::targets::nvidia_rim(bytes));
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    cocoon_fuzz::targets::nvidia_rim(bytes);
+});

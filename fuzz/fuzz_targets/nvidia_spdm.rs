@@ -1,2 +1,6 @@
+//! [`cocoon_fuzz::targets::nvidia_spdm`].
 #![no_main]
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cocoon_fuzz::targets::nvidia_spdm(bytes));
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    cocoon_fuzz::targets::nvidia_spdm(bytes);
+});

@@ -7,7 +7,8 @@ use cocoon_measurements::{
 };
 
 /// CCEL, TCG2 and dstack's JSON. Replaying a log and describing its events must hold for whatever is parsed.
-pub fn event_log(bytes: &[u8]) {
+pub fn event_log(bytes: &[u8]) -> bool {
+    let mut accepted = false;
     for kind in [None, Some(LogKind::Tdx), Some(LogKind::Tpm)] {
         let Ok(log) = EventLog::parse(bytes, kind) else {
             continue;
@@ -17,12 +18,16 @@ pub fn event_log(bytes: &[u8]) {
         }
         let replay = Replay::of(log);
         let _ = replay.to_json().to_string();
+        accepted = true;
     }
+    accepted
 }
 
 /// `cocoon-measure quote`: any supported quote, report or GPU evidence, without its signatures.
-pub fn evidence_fields(bytes: &[u8]) {
-    if let Ok(fields) = Fields::parse(bytes) {
-        let _ = fields.registers();
-    }
+pub fn evidence_fields(bytes: &[u8]) -> bool {
+    let Ok(fields) = Fields::parse(bytes) else {
+        return false;
+    };
+    let _ = fields.registers();
+    true
 }

@@ -3,17 +3,19 @@
 use cocoon_verify::Policy;
 
 /// TOML: a policy that is accepted is written and read again as the same.
-pub fn policy(bytes: &[u8]) {
+pub fn policy(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else {
-        return;
+        return false;
     };
-    if let Ok(policy) = Policy::parse(text) {
-        let again = Policy::parse(&policy.to_toml()).expect("what was written is a policy");
-        assert_eq!(again.terms(), policy.terms());
-    }
+    let Ok(policy) = Policy::parse(text) else {
+        return false;
+    };
+    let again = Policy::parse(&policy.to_toml()).expect("what was written is a policy");
+    assert_eq!(again.terms(), policy.terms());
+    true
 }
 
 /// JSON, of which the guest measures every byte before it reads one.
-pub fn launch_document(bytes: &[u8]) {
-    let _ = cocoon_measurements::model_event(bytes);
+pub fn launch_document(bytes: &[u8]) -> bool {
+    cocoon_measurements::model_event(bytes).is_ok()
 }

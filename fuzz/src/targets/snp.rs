@@ -7,15 +7,15 @@ const REPORT_BYTES: usize = cocoon_verify::snp::SNP_REPORT_BYTES;
 const NOW_S: u64 = 1_750_332_747;
 
 /// A report and, as a file of certificates, the same bytes.
-pub fn snp_report(bytes: &[u8]) {
+pub fn snp_report(bytes: &[u8]) -> bool {
     parse_untrusted(bytes);
-    if SnpReport::parse(bytes).is_ok() {
-        assert_eq!(bytes.len(), REPORT_BYTES);
-    }
+    let accepted = SnpReport::parse(bytes).is_ok();
+    assert!(!accepted || bytes.len() == REPORT_BYTES);
+    accepted
 }
 
 /// The judge: a report, and behind it a file of certificates.
-pub fn snp_judgement(bytes: &[u8]) {
+pub fn snp_judgement(bytes: &[u8]) -> bool {
     let (report, certificates) = bytes.split_at(REPORT_BYTES.min(bytes.len()));
     let endorsements: &[&[u8]] = &[certificates];
     let judgement = judge_snp(&SnpInputs {
@@ -27,4 +27,5 @@ pub fn snp_judgement(bytes: &[u8]) {
         now_s: NOW_S,
     });
     let _ = judgement.verdict();
+    SnpReport::parse(report).is_ok()
 }

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     if vectors.is_none() {
         eprintln!("COCOON_VECTORS is not set: starting from our own seeds alone");
     }
-    match cocoon_fuzz::seeds::write_all(vectors.as_deref(), &corpus) {
+    match cocoon_fuzz_seeds::write_all(vectors.as_deref(), &corpus) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("writing the seeds: {error}");
