@@ -276,7 +276,11 @@ impl Node {
 
     fn dial_guest(&self, port: u32) -> UnixStream {
         let mut stream = UnixStream::connect(self.path("state/run/guest")).expect("the vsock backend");
-        writeln!(stream, "CONNECT {port}").expect("asking for the guest's port");
+        // In one piece: the backend takes what it reads first for the whole line.
+        let request = format!("CONNECT {port}\n");
+        stream
+            .write_all(request.as_bytes())
+            .expect("asking for the guest's port");
         let mut answer = [0; 1];
         while answer != *b"\n" {
             stream.read_exact(&mut answer).expect("the guest listens");
