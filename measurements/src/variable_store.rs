@@ -270,7 +270,7 @@ pub(crate) mod tests {
             assert_eq!(error.offset, offset);
             assert!(error.to_string().contains(says), "{error}");
         };
-        check(40, b"XXXX", 40, "no firmware volume");
+        check(40, b"nope", 40, "no firmware volume");
         check(48, &[0xff; 2], 48, "shorter than its headers");
         check(72, &[0], 72, "no variable store");
         check(92, &[0], 92, "not formatted and healthy");
