@@ -7,11 +7,12 @@
 //!
 //! Nothing here is trusted by being read: manifests, firmware and kernels may come from anybody, are bounded,
 //! and are compared by hash. The library does no I/O except loading manifests, specs and
-//! artifacts, and starting QEMU in [`acpi`].
+//! artifacts, starting QEMU in [`acpi`], and asking Intel's services in [`collateral`].
 
 pub mod acpi;
 mod alignment;
 mod authenticode;
+pub mod collateral;
 pub mod diff;
 pub mod eventlog;
 pub mod explain;

@@ -6,9 +6,12 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cocoon_measurements::{BuildPolicyError, ManifestError, MeasureError, acpi::ShapeError};
+use cocoon_measurements::{
+    BuildPolicyError, ManifestError, MeasureError, acpi::ShapeError, collateral::FetchError,
+};
 
 mod acpi;
+mod collateral;
 mod diff;
 mod explain;
 mod input;
@@ -51,6 +54,9 @@ enum Command {
     /// Judge one TDX quote, SNP report or GPU report offline.
     #[command(after_help = verify::EXIT_CODES)]
     Verify(Box<verify::Verify>),
+    /// Fetch what Intel publishes about a TDX platform.
+    #[command(subcommand, after_help = collateral::EXIT_CODES)]
+    Collateral(collateral::Collateral),
     /// Sign a policy, or say whether it can be used.
     #[command(subcommand, after_help = EXIT_CODES)]
     Policy(policy::Policy),
@@ -66,7 +72,7 @@ pub(crate) enum Exit {
     Done = 0,
     /// A result could not be written.
     Output = 1,
-    /// `verify`: the command line is wrong, or a file that it names cannot be read.
+    /// The command line is wrong; of `verify`, also that a file that it names cannot be read.
     Usage = 2,
     /// An input is missing, unreadable or malformed.
     Input = 3,
@@ -76,9 +82,9 @@ pub(crate) enum Exit {
     Unpredictable = 5,
     /// What was compared differs.
     Differs = 10,
-    /// `verify`: signature, certificate chain or format.
+    /// `verify`, `collateral`: signature, certificate chain or format.
     Signature = 11,
-    /// `verify`: security version, expiry, revocation or missing collateral.
+    /// `verify`, `collateral`: security version, expiry, revocation or missing collateral.
     Tcb = 12,
 }
 
@@ -101,6 +107,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Quote(arguments) => quote::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Collateral(command) => collateral::run(&command),
         Command::Policy(command) => policy::run(&command),
         Command::Diff(arguments) => diff::run(&arguments),
     };
@@ -116,11 +123,14 @@ impl Exit {
         if error.is::<output::OutputFailed>() {
             return Self::Output;
         }
-        if error.is::<verify::Usage>() {
+        if error.is::<verify::Usage>() || error.is::<collateral::Usage>() {
             return Self::Usage;
         }
         if error.is::<ShapeError>() {
             return Self::Unpredictable;
+        }
+        if let Some(error) = error.downcast_ref::<FetchError>() {
+            return collateral::exit(error);
         }
         match (
             error.downcast_ref::<ManifestError>(),

@@ -19,6 +19,7 @@ mod collateral;
 mod der;
 mod judge;
 mod pck;
+mod platform;
 mod quote;
 mod report;
 mod revocation;
@@ -40,6 +41,7 @@ pub use collateral::{
 };
 pub use judge::judge_tdx;
 pub use pck::{PckExtension, PckExtensionError};
+pub use platform::{CollateralKey, CollateralKeyError, OtherCollateral, PckCa};
 pub use quote::{QUOTE_BYTES_MAX, QUOTING_PADDING_BYTES, Quote, QuoteError};
 pub use report::{BodyKind, EnclaveReport, TdField, TdReport};
 pub use revocation::RevocationListError;

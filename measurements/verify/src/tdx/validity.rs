@@ -1,5 +1,7 @@
 //! From when until when certificates, revocation lists and documents may be used together.
 
+use std::fmt;
+
 use super::{certificate::Certificate, revocation::RevocationList};
 use crate::endorsements::date_text;
 
@@ -14,10 +16,16 @@ pub struct Period {
     pub until_s: u64,
 }
 
+impl fmt::Display for Period {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, until) = (date_text(self.from_s), date_text(self.until_s));
+        write!(formatter, "{} is valid from {from} until {until}", self.of)
+    }
+}
+
 /// Something is used outside its time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{of} is valid from {from} until {until}, and now it is {now}",
-    of = period.of, from = date_text(period.from_s), until = date_text(period.until_s), now = date_text(*now_s))]
+#[error("{period}, and now it is {now}", now = date_text(*now_s))]
 pub struct ValidityError {
     /// What is used.
     pub period: Period,
@@ -46,6 +54,11 @@ impl Validity {
     /// Everything that is dated.
     pub fn periods(&self) -> &[Period] {
         &self.0
+    }
+
+    /// What ends first.
+    pub fn first_to_end(&self) -> Option<&Period> {
+        self.0.iter().min_by_key(|period| period.until_s)
     }
 
     /// The latest beginning: before it, something is not valid yet.
