@@ -6,7 +6,7 @@
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cocoon_evidence::EventKind;
+use cocoon_evidence::{ENDORSEMENTS_BYTES_MAX, EventKind};
 use cocoon_protocol::{
     LAUNCH_DOCUMENT_BYTES_MAX, LaunchDocument, LaunchDocumentError, VerityVolume,
     host::{FromHost, Stage, ToHost},
@@ -33,9 +33,6 @@ const MODEL_DIR: &str = "/model";
 /// Serial number of the model's virtio disk; the launcher sets it. Which disk it is decides nothing: verity
 /// does.
 const MODEL_SERIAL: &str = "cocoon-model";
-
-/// Collateral for one quote is some tens of kilobytes.
-const ENDORSEMENTS_BYTES_MAX: usize = 256 * 1024;
 
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
 const STAGE_DEADLINE: Duration = Duration::from_secs(5);

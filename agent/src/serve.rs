@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cocoon_evidence::{Digest32, FreshBinding, NONCE_BYTES, Role};
+use cocoon_evidence::{Digest32, ENDORSEMENTS_MEDIA_TYPE, FreshBinding, NONCE_BYTES, Role};
 use cocoon_protocol::{LaunchDocument, SessionProof, SignedGrant};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{
@@ -183,7 +183,7 @@ impl Session {
         let post = request.method() == Method::POST;
         match request.uri().path() {
             "/.well-known/cocoon/endorsements" if get => {
-                Ok(respond("application/json", service.endorsements.clone()))
+                Ok(respond(ENDORSEMENTS_MEDIA_TYPE, service.endorsements.clone()))
             }
             "/.well-known/cocoon/evidence" if post => self.evidence(request).await,
             "/v1/cocoon/grant" if post => self.bind_grant(request).await,

@@ -53,7 +53,9 @@ async fn fresh_evidence_binds_nonce_session_and_certificate_and_nothing_follows_
         role: Role::Inference,
         log: bundle.events.replay(),
     };
-    let Platform::Tdx { quote } = &bundle.platform;
+    let Platform::Tdx { quote } = &bundle.platform else {
+        panic!("the platform is TDX");
+    };
     assert_eq!(quote.as_slice(), binding.report_data().0);
 
     let (mut paying, _) = world.paying_client().await;
@@ -84,7 +86,9 @@ async fn the_certificate_carries_evidence_over_its_own_key_and_validity() {
         role: Role::Inference,
         log: bundle.events.replay(),
     };
-    let Platform::Tdx { quote } = &bundle.platform;
+    let Platform::Tdx { quote } = &bundle.platform else {
+        panic!("the platform is TDX");
+    };
     assert_eq!(quote.as_slice(), binding.report_data().0);
     assert!(binding.not_after_s - binding.not_before_s <= 24 * 3600);
 }

@@ -3,9 +3,11 @@
 use std::io;
 
 use bytes::Bytes;
-use cocoon_evidence::{BUNDLE_BYTES_MAX, BundleError, EvidenceBundle, FreshBinding, TlsBinding};
+use cocoon_evidence::{
+    BUNDLE_BYTES_MAX, BundleError, ENDORSEMENTS_BYTES_MAX, EvidenceBundle, FreshBinding, TlsBinding,
+};
 use cocoon_protocol::{LaunchDocument, LaunchDocumentError};
-use cocoon_verify::{ENDORSEMENTS_BYTES_MAX, Floors, Policy, Refusal, Report, TrustedGuest, appraise};
+use cocoon_verify::{Floors, Policy, Refusal, Report, TrustedGuest, appraise};
 use hyper::Method;
 use serde::Serialize;
 

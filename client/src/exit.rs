@@ -90,20 +90,14 @@ impl From<&ConnectError> for Exit {
             | ConnectError::Random(_) => Self::Channel,
             ConnectError::Evidence(_) => Self::Signature,
             ConnectError::LaunchDocument(_) => Self::Policy,
-            ConnectError::Refused { refusal, .. } => {
-                let gpu = refusal
-                    .checks
-                    .first()
-                    .is_some_and(|check| check.name == "event gpu-evidence");
-                match refusal.class {
-                    RefusalClass::Policy if gpu => Self::Gpu,
-                    RefusalClass::Policy => Self::Policy,
-                    RefusalClass::Signature => Self::Signature,
-                    RefusalClass::Tcb => Self::Tcb,
-                    RefusalClass::Channel => Self::Channel,
-                    RefusalClass::Freshness => Self::Freshness,
-                }
-            }
+            ConnectError::Refused { refusal, .. } => match refusal.class {
+                RefusalClass::Policy => Self::Policy,
+                RefusalClass::Signature => Self::Signature,
+                RefusalClass::Tcb => Self::Tcb,
+                RefusalClass::Channel => Self::Channel,
+                RefusalClass::Freshness => Self::Freshness,
+                RefusalClass::Gpu => Self::Gpu,
+            },
         }
     }
 }

@@ -671,6 +671,7 @@ fn start_platform(
     let endorsements = move || {
         platform
             .collateral(now_s())
+            .map(|collateral| cocoon_evidence::Endorsements::of_tdx(collateral).encode())
             .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     };
     Ok((Some(td), Box::new(endorsements)))

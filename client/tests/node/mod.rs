@@ -20,8 +20,8 @@ use std::{
 use bytes::Bytes;
 use cocoon::Endpoint;
 use cocoon_evidence::{
-    Digest32, Digest48, EVIDENCE_EXTENSION_OID, EventKind, EventLog, EvidenceBundle, FreshBinding, Platform,
-    ReportData, Role, TlsBinding, encode_extension,
+    Digest32, Digest48, EVIDENCE_EXTENSION_OID, Endorsements, EventKind, EventLog, EvidenceBundle,
+    FreshBinding, Platform, ReportData, Role, TlsBinding, encode_extension,
 };
 use cocoon_protocol::{
     AccountAddress, ContentKey, Grant, LaunchDocument, Limits, ModelVolume, NetworkId, NumericProfile,
@@ -485,13 +485,8 @@ impl Session {
         match line.as_str() {
             "GET /.well-known/cocoon/endorsements" => {
                 let honest = || {
-                    self.state
-                        .guest
-                        .lock()
-                        .unwrap()
-                        .platform
-                        .collateral(now_s())
-                        .unwrap()
+                    let platform = &self.state.guest.lock().unwrap().platform;
+                    Endorsements::of_tdx(platform.collateral(now_s()).unwrap()).encode()
                 };
                 reply(&script.endorsements, honest).await
             }

@@ -7,7 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cocoon_evidence::{EventKind, EventLog, EvidenceBundle, Platform, encode_extension};
+use cocoon_evidence::{
+    Endorsements, EventKind, EventLog, EvidenceBundle, GpuEvidence, Platform, encode_extension,
+};
 
 /// A longer vector is not a seed: long inputs make every execution slow, and repeat what short ones have.
 const SEED_BYTES_MAX: usize = 128 * 1024;
@@ -114,6 +116,7 @@ fn write(corpus: &Path, target: &str, bytes: &[u8]) -> io::Result<()> {
 fn made() -> Vec<(&'static str, Vec<u8>)> {
     let bundle = bundle();
     vec![
+        ("endorsements", endorsements()),
         ("evidence_bundle", bundle.encode()),
         ("certificate_extension", encode_extension(&bundle)),
         ("firmware", firmware()),
@@ -124,6 +127,16 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+fn endorsements() -> Vec<u8> {
+    let endorsements = Endorsements {
+        tdx: b"{}".to_vec(),
+        snp: vec![vec![1; 20].into()],
+        rims: vec![vec![2; 20].into()],
+        ocsp: vec![vec![3; 20].into()],
+    };
+    endorsements.encode()
+}
+
 fn bundle() -> EvidenceBundle {
     let mut events = EventLog::default();
     for kind in [EventKind::LaunchDocument, EventKind::Model, EventKind::UsageKey] {
@@ -132,7 +145,12 @@ fn bundle() -> EvidenceBundle {
     EvidenceBundle {
         platform: Platform::Tdx { quote: vec![4; 64] },
         events,
-        gpu: vec![],
+        gpu: vec![GpuEvidence {
+            report: vec![5; 40],
+            certificates: vec![6; 40],
+            confidential_compute: true,
+            dev_tools: false,
+        }],
     }
 }
 

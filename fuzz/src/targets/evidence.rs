@@ -1,6 +1,6 @@
-//! What a guest presents: the evidence bundle, and the certificate extension around it.
+//! What a guest presents: the evidence bundle, the certificate extension around it, and the endorsements.
 
-use cocoon_evidence::{EvidenceBundle, decode_extension, encode_extension};
+use cocoon_evidence::{Endorsements, EvidenceBundle, GpuEvidence, decode_extension, encode_extension};
 
 /// CBOR: what is accepted is in its one canonical encoding, and its registers replay.
 pub fn evidence_bundle(bytes: &[u8]) -> bool {
@@ -9,7 +9,16 @@ pub fn evidence_bundle(bytes: &[u8]) -> bool {
     };
     assert_eq!(bundle.encode(), bytes);
     let _ = bundle.events.replay();
-    let _ = EvidenceBundle::gpu_digest(&bundle.gpu);
+    let _ = GpuEvidence::event_payload(&bundle.gpu);
+    true
+}
+
+/// What the host carries for the vendors.
+pub fn endorsements(bytes: &[u8]) -> bool {
+    let Ok(endorsements) = Endorsements::decode(bytes) else {
+        return false;
+    };
+    assert_eq!(endorsements.encode(), bytes);
     true
 }
 

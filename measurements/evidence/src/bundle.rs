@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::{Digest48, EventLog};
+use crate::{EventLog, GpuEvidence};
 
 /// A longer bundle is refused before it is parsed.
 pub const BUNDLE_BYTES_MAX: usize = 64 * 1024;
@@ -17,6 +17,23 @@ pub enum Platform {
         #[cbor(n(0), with = "minicbor::bytes")]
         quote: Vec<u8>,
     },
+    /// An AMD SEV-SNP attestation report (AMD 56860, SEV-SNP Firmware ABI, chapter 7, `ATTESTATION_REPORT`).
+    #[n(1)]
+    Snp {
+        /// The raw report, without the table that MSG_REPORT_RSP puts before it.
+        #[cbor(n(0), with = "minicbor::bytes")]
+        report: Vec<u8>,
+    },
+}
+
+impl Platform {
+    /// As policies write it (`platform.kind`).
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Tdx { .. } => "tdx",
+            Self::Snp { .. } => "snp",
+        }
+    }
 }
 
 /// What a guest presents: the platform's evidence, the RTMR3 log and GPU evidence.
@@ -25,12 +42,12 @@ pub struct EvidenceBundle {
     /// Signed by the platform.
     #[n(0)]
     pub platform: Platform,
-    /// Replays to RTMR3 of the platform's evidence.
+    /// On TDX it replays to RTMR3 of the quote; on SNP, which has no such register, the report data binds it.
     #[n(1)]
     pub events: EventLog,
-    /// Raw GPU evidence, one item for each GPU; its digest is in the log.
+    /// One item for each GPU; their digest is in the log.
     #[n(2)]
-    pub gpu: Vec<minicbor::bytes::ByteVec>,
+    pub gpu: Vec<GpuEvidence>,
 }
 
 /// Why bytes are not an evidence bundle.
@@ -69,20 +86,6 @@ impl EvidenceBundle {
             return Err(BundleError::NotCanonical);
         }
         Ok(bundle)
-    }
-
-    /// SHA-384 over the length-prefixed GPU evidence items; `None` when there is no GPU. The payload of the
-    /// GPU event is this digest, or empty.
-    pub fn gpu_digest(gpu: &[minicbor::bytes::ByteVec]) -> Option<Digest48> {
-        if gpu.is_empty() {
-            return None;
-        }
-        let lengths: Vec<_> = gpu.iter().map(|item| (item.len() as u64).to_le_bytes()).collect();
-        let parts = lengths
-            .iter()
-            .zip(gpu)
-            .flat_map(|(length, item)| [length.as_slice(), item.as_slice()]);
-        Some(Digest48::of_parts(parts))
     }
 }
 

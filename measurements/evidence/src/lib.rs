@@ -8,7 +8,9 @@ mod binding;
 mod bundle;
 mod certificate;
 mod digest;
+mod endorsements;
 mod event;
+mod gpu;
 mod register;
 
 pub use binding::{FreshBinding, NONCE_BYTES, ReportData, Role, TlsBinding};
@@ -18,5 +20,7 @@ pub use certificate::{
     encode_extension,
 };
 pub use digest::{Digest32, Digest48, ParseDigestError};
+pub use endorsements::{ENDORSEMENTS_BYTES_MAX, ENDORSEMENTS_MEDIA_TYPE, Endorsements, EndorsementsError};
 pub use event::{EVENT_PAYLOAD_BYTES_MAX, EventKind, EventLog, EventLogError, RuntimeEvent};
+pub use gpu::GpuEvidence;
 pub use register::{Register, Rtmr};

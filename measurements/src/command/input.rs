@@ -63,12 +63,9 @@ pub(crate) fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
             .context("the JSON has no text under `quote` or `evidence`")?;
         return hex::decode(quote.trim()).context("`quote` is not hexadecimal");
     }
-    if let Ok(EvidenceBundle {
-        platform: Platform::Tdx { quote },
-        ..
-    }) = EvidenceBundle::decode(&bytes)
-    {
-        return Ok(quote);
+    if let Ok(EvidenceBundle { platform, .. }) = EvidenceBundle::decode(&bytes) {
+        let (Platform::Tdx { quote: evidence } | Platform::Snp { report: evidence }) = platform;
+        return Ok(evidence);
     }
     let text: Vec<u8> = bytes
         .iter()

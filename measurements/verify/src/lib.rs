@@ -9,7 +9,7 @@
 //! names. The bundle and the endorsements come from the network. There is no I/O and no clock in here.
 
 mod appraisal;
-mod endorsements;
+mod date;
 pub mod judgement;
 pub mod nvidia;
 mod policy;
@@ -19,8 +19,7 @@ mod root;
 pub mod snp;
 pub mod tdx;
 
-pub use appraisal::{Appraisal, PlatformId, TrustedGuest, appraise};
-pub use endorsements::ENDORSEMENTS_BYTES_MAX;
+pub use appraisal::{Appraisal, PlatformId, TrustedGuest, VendorRoots, appraise, danger};
 pub use policy::{
     AMD_ROOTS, ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule,
     FieldValue, Floors, GpuEvidenceRule, HardwareTerms, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX,

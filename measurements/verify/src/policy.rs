@@ -67,6 +67,9 @@ pub enum PolicyError {
     /// `[nvidia]`.
     #[error(transparent)]
     Nvidia(#[from] NvidiaTermsError),
+    /// GPUs without a rule.
+    #[error("events.gpu_evidence = \"nvidia\" needs the table [nvidia]")]
+    NoNvidia,
 }
 
 /// The rules of the file.
@@ -312,9 +315,9 @@ pub enum UsageKeyRule {
 pub enum GpuEvidenceRule {
     /// A machine without GPU: empty payload, no evidence in the bundle.
     None,
-    /// The payload is the digest of the GPU evidence in the bundle, of which there must be some. Says that the
-    /// guest measured it, not that a GPU vendor's certificate chain was verified.
-    Bundle,
+    /// The payload is the digest of the GPU evidence in the bundle, and NVIDIA's devices in it are what `[nvidia]`
+    /// states, asked by this guest in this boot.
+    Nvidia,
 }
 
 /// `events.ready`.
@@ -376,8 +379,10 @@ impl Policy {
         if let Some(name) = empty_list(&terms) {
             return Err(PolicyError::Empty(name));
         }
-        if let Some(nvidia) = &terms.nvidia {
-            nvidia.check()?;
+        match (&terms.nvidia, terms.events.gpu_evidence) {
+            (Some(nvidia), _) => nvidia.check()?,
+            (None, GpuEvidenceRule::Nvidia) => return Err(PolicyError::NoNvidia),
+            (None, GpuEvidenceRule::None) => {}
         }
         let PlatformTerms { simulated, root_pem } = &terms.platform;
         let root = match &terms.hardware {
@@ -438,6 +443,11 @@ impl Policy {
     /// Who signed it, if [`Self::parse_signed`] read it.
     pub fn signer(&self) -> Option<PolicyKey> {
         self.signer
+    }
+
+    /// Where the chain of a TDX quote must end; `None` for AMD's roots.
+    pub(crate) fn root(&self) -> Option<&Root> {
+        self.root.as_ref()
     }
 
     /// What is expected of a TDX guest, and where its chain must end.

@@ -12,7 +12,7 @@ pub use snp::{RawSnp, judge_raw_snp};
 pub use tdx::{RawTdx, judge_raw_tdx};
 
 use crate::{
-    endorsements::date_text,
+    date::date_text,
     judgement::{FailureClass, JudgedCheck, Status},
     policy::{PlatformKind, Policy},
 };

@@ -85,6 +85,8 @@ pub enum RefusalClass {
     Channel,
     /// Policy or endorsements are expired or not yet valid.
     Freshness,
+    /// A GPU is not what the policy accepts, or did not prove what it is.
+    Gpu,
 }
 
 impl RefusalClass {
@@ -96,6 +98,7 @@ impl RefusalClass {
             Self::Tcb => 12,
             Self::Channel => 13,
             Self::Freshness => 14,
+            Self::Gpu => 15,
         }
     }
 }
@@ -108,6 +111,7 @@ impl fmt::Display for RefusalClass {
             Self::Tcb => "TCB",
             Self::Channel => "channel",
             Self::Freshness => "freshness",
+            Self::Gpu => "GPU",
         })
     }
 }

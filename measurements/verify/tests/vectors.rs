@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use cocoon_evidence::{Digest48, EventLog, EvidenceBundle, Platform, ReportData};
+use cocoon_evidence::{Digest48, Endorsements, EventLog, EvidenceBundle, Platform, ReportData};
 use cocoon_verify::{
     Bits64, DocumentTerms, EventTerms, Expect, Fault, Floors, GpuEvidenceRule, HardwareTerms,
     INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformTerms, Policy, PolicyError, PolicyRole, PolicyTerms,
@@ -108,7 +108,7 @@ fn judge(
         &policy,
         Floors::default(),
         &bundle,
-        collateral,
+        &Endorsements::of_tdx(collateral.to_vec()).encode(),
         &ReportData([0; 64]),
         now_s,
     );
@@ -241,7 +241,7 @@ fn intels_sample_under_its_test_root_is_refused_under_the_production_root() {
     let quote = vectors.read("intel_qvl_sample_testroot/quote.dat");
     let json = serde_json::to_vec(&collateral).unwrap();
     let (report, trusted) = judge(terms(), quote, &json, 1_640_000_000);
-    assert_row(&report, "endorsements", Verdict::Pass, "");
+    assert_row(&report, "collateral", Verdict::Pass, "");
     assert!(
         report.check("quote signature").unwrap().verdict == Verdict::Fail,
         "{report:#?}"

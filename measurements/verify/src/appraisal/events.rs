@@ -1,38 +1,19 @@
-//! Rows about RTMR3 and the events that it records. The log comes from the network; it counts for nothing
-//! unless it replays to the register in a quote that is authentic.
+//! Rows about the events that the guest recorded. The log comes from the network; it counts for nothing unless the
+//! platform's evidence binds it, which the rows before these have judged.
 
 use cocoon_evidence::{Digest48, EventKind, EvidenceBundle};
 
 use std::borrow::Cow;
 
-use super::{Row, Rows, compare, digest, not_compared};
+use super::{Row, Rows, compare, not_compared};
 use crate::{
-    policy::{
-        DocumentTerms, Expect, FieldRule, GpuEvidenceRule, Policy, ReadyRule, UsageKeyRule, judge_fields,
-    },
+    policy::{DocumentTerms, Expect, FieldRule, Policy, ReadyRule, UsageKeyRule, judge_fields},
     report::{Fault, RefusalClass},
-    tdx::{TdField, TdReport},
 };
 
-/// Rows "RTMR3", "event order" and one for each event.
-pub(super) fn check(
-    rows: &mut Rows,
-    policy: &Policy,
-    bundle: &EvidenceBundle,
-    claimed: Option<&TdReport<'_>>,
-) {
+/// Rows "event order" and one for each event, but that of the GPU.
+pub(super) fn check(rows: &mut Rows, policy: &Policy, bundle: &EvidenceBundle) {
     let log = &bundle.events;
-    let rtmr3 = digest(claimed, TdField::Rtmr3);
-    compare(
-        rows,
-        "RTMR3",
-        Fault::Host,
-        &Expect::exact(log.replay()),
-        rtmr3.as_ref(),
-    );
-    // Events that RTMR3 does not record are anybody's.
-    rows.authentic &= rtmr3 == Some(log.replay());
-
     let order = log.check_complete();
     let row = Row {
         name: "event order".into(),
@@ -58,11 +39,10 @@ pub(super) fn check(
     check_payload(
         rows,
         "event usage-key",
-        "a key of 32 bytes, bound by RTMR3".into(),
+        "a key of 32 bytes, bound by the platform".into(),
         key,
         |payload| payload.len() == 32,
     );
-    check_gpu(rows, terms.gpu_evidence, bundle);
     let ReadyRule::Empty = terms.ready;
     let ready = log.payload(EventKind::Ready);
     check_payload(rows, "event ready", "empty".into(), ready, <[u8]>::is_empty);
@@ -102,29 +82,6 @@ fn check_fields(rows: &mut Rows, document: Option<&[u8]>, rules: &[FieldRule]) {
     }
 }
 
-fn check_gpu(rows: &mut Rows, rule: GpuEvidenceRule, bundle: &EvidenceBundle) {
-    const NAME: &str = "event gpu-evidence";
-    let payload = bundle.events.payload(EventKind::GpuEvidence);
-    match (rule, EvidenceBundle::gpu_digest(&bundle.gpu)) {
-        (GpuEvidenceRule::None, None) => {
-            check_payload(rows, NAME, "empty".into(), payload, <[u8]>::is_empty);
-        }
-        (GpuEvidenceRule::Bundle, Some(digest)) => {
-            check_payload(rows, NAME, digest.to_string(), payload, |payload| {
-                payload == digest.as_bytes()
-            });
-        }
-        (GpuEvidenceRule::None, Some(_)) => {
-            let actual = format!("evidence of {} in the bundle", bundle.gpu.len());
-            rows.proven(event_row(NAME, "no GPU".into(), actual), false);
-        }
-        (GpuEvidenceRule::Bundle, None) => {
-            let row = event_row(NAME, "GPU evidence in the bundle".into(), "none".into());
-            rows.proven(row, false);
-        }
-    }
-}
-
 fn check_payload(
     rows: &mut Rows,
     name: &'static str,
@@ -132,13 +89,17 @@ fn check_payload(
     payload: Option<&[u8]>,
     holds: impl Fn(&[u8]) -> bool,
 ) {
-    let actual = match payload {
+    let actual = payload_text(payload);
+    rows.proven(event_row(name, expected, actual), payload.is_some_and(holds));
+}
+
+pub(super) fn payload_text(payload: Option<&[u8]>) -> String {
+    match payload {
         None => missing(),
         Some([]) => "empty".into(),
         Some(bytes) if bytes.len() <= 48 => hex::encode(bytes),
         Some(bytes) => format!("{} bytes", bytes.len()),
-    };
-    rows.proven(event_row(name, expected, actual), payload.is_some_and(holds));
+    }
 }
 
 fn event_row(name: impl Into<Cow<'static, str>>, expected: String, actual: String) -> Row {

@@ -70,23 +70,28 @@ pub struct NvidiaInputs<'a> {
 /// Rows have plain names if there is one device; of several, each has the prefix `device-N.`, N from 0. The claims
 /// are `{"devices": [...]}`, one object for each.
 pub fn judge_nvidia(evidence: &[u8], inputs: &NvidiaInputs<'_>) -> Judgement {
+    match read_evidence(evidence) {
+        Ok(devices) => judge_devices(&devices, inputs),
+        Err(error) => {
+            let mut rows = Rows::new(String::new());
+            rows.unreadable(
+                "evidence.format",
+                "a report, its hexadecimal text, or NVIDIA's JSON",
+                error,
+            );
+            Judgement::new(rows.into_checks(), Map::new())
+        }
+    }
+}
+
+/// The same for evidence that is already read.
+pub fn judge_devices(devices: &[DeviceEvidence], inputs: &NvidiaInputs<'_>) -> Judgement {
     let mut rows = Rows::new(String::new());
     if let Some(Err(error)) = inputs.policy.map(NvidiaTerms::check) {
         judge_terms_form(&error, &mut rows);
     }
     let (files, rims): (Vec<_>, Vec<_>) = read_rims(inputs.rims, &mut rows).into_iter().unzip();
     let responses = read_responses(inputs.ocsp, &mut rows);
-    let devices = match read_evidence(evidence) {
-        Ok(devices) => devices,
-        Err(error) => {
-            rows.unreadable(
-                "evidence.format",
-                "a report, its hexadecimal text, or NVIDIA's JSON",
-                error,
-            );
-            return Judgement::new(rows.into_checks(), Map::new());
-        }
-    };
     let mut claims = Vec::with_capacity(devices.len());
     let mut identities = Vec::with_capacity(devices.len());
     let mut versions = BTreeSet::new();
@@ -189,7 +194,7 @@ fn judge_guest(inputs: &NvidiaInputs<'_>, rows: &mut Rows) {
     ];
     for (id, expected, actual, rule) in facts {
         match (rule, actual) {
-            (Some(GuestFact::ReportedByGuest), Some(actual)) => {
+            (Some(_), Some(actual)) => {
                 let detail = "the guest says so, from NVML";
                 rows.judge(
                     FailureClass::Policy,
@@ -204,13 +209,9 @@ fn judge_guest(inputs: &NvidiaInputs<'_>, rows: &mut Rows) {
                 let detail = "the policy asks for what the guest read from NVML; a report does not hold it";
                 rows.judge(FailureClass::Policy, id, false, expected, "not reported", detail);
             }
-            (Some(GuestFact::EnforcedByGuest), _) => {
-                rows.skip(
-                    id,
-                    expected,
-                    actual.unwrap_or("not in a report"),
-                    "the policy leaves it to the measured guest",
-                );
+            (Some(GuestFact::EnforcedByGuest), None) => {
+                let detail = "the policy leaves it to the measured guest";
+                rows.skip(id, expected, "not in a report", detail);
             }
             (None, _) => {
                 let detail = "a report does not hold it; only NVML in the measured guest tells it";

@@ -71,7 +71,7 @@ pub enum Hold {
 pub enum GuestFact {
     /// The guest has to report it, and it has to be as it should. It is as true as the guest's measurements.
     ReportedByGuest,
-    /// Nobody judges it here: the policy relies on the measured guest, which refuses to start otherwise.
+    /// It need not be reported: the policy relies on the measured guest, which refuses to start otherwise.
     EnforcedByGuest,
 }
 

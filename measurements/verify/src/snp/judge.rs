@@ -19,7 +19,7 @@ use super::{
     values,
 };
 use crate::{
-    endorsements::date_text as date,
+    date::date_text as date,
     judgement::{
         FailureClass::{Policy, Signature, Tcb},
         Judgement,
@@ -65,7 +65,7 @@ pub fn judge_snp(inputs: &SnpInputs) -> Judgement {
     if let Some(report) = &report {
         let product = product(report, chain.as_ref());
         match &chain {
-            Some(chain) => judge_signer(&mut rows, report, chain),
+            Some(chain) => judge_signer(&mut rows, report, chain, inputs.terms.is_some()),
             None => rows.skip(
                 ("report.signature", Signature),
                 "by the endorsement key",
@@ -228,7 +228,10 @@ fn product(report: &SnpReport, chain: Option<&Chain>) -> Option<SnpProduct> {
 }
 
 /// The endorsement key against the report that it is said to have signed.
-fn judge_signer(rows: &mut Checklist, report: &SnpReport, chain: &Chain) {
+///
+/// With terms there is no row for what such evidence cannot say: terms state the accepted kinds of keys, and the
+/// certificate names the product that their floors are for.
+fn judge_signer(rows: &mut Checklist, report: &SnpReport, chain: &Chain, has_terms: bool) {
     let facts = &chain.facts;
     rows.judge(
         ("report.signing-key", Signature),
@@ -256,6 +259,7 @@ fn judge_signer(rows: &mut Checklist, report: &SnpReport, chain: &Chain) {
                 "the certificate is another product's",
             );
         }
+        None if has_terms => {}
         None => rows.skip(
             ("report.product", Signature),
             facts.product,
@@ -263,7 +267,9 @@ fn judge_signer(rows: &mut Checklist, report: &SnpReport, chain: &Chain) {
             "a report of version 2 does not name its product; the certificate does",
         ),
     }
-    judge_chip(rows, report, chain);
+    if facts.chip_id.is_some() || !has_terms {
+        judge_chip(rows, report, chain);
+    }
     let reported = SnpTcb::decode(report.reported_tcb(), facts.product);
     rows.judge(
         ("certificate.tcb", Tcb),

@@ -9,7 +9,7 @@ use super::{
     quote::Quote,
     tcb::{TcbLevel, TcbVerdict},
 };
-use crate::endorsements::date_text;
+use crate::date::date_text;
 
 pub(crate) fn quote(claims: &mut Map<String, Value>, quote: &Quote<'_>) {
     claims.insert("quote_version".into(), json!(quote.version()));

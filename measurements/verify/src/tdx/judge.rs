@@ -18,7 +18,7 @@ use super::{
     verify::{self, VerifyError},
 };
 use crate::{
-    endorsements::date_text,
+    date::date_text,
     judgement::{FailureClass, Judgement},
     root::Root,
 };

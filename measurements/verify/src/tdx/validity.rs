@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{certificate::Certificate, revocation::RevocationList};
-use crate::endorsements::date_text;
+use crate::date::date_text;
 
 /// One dated thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -124,6 +124,8 @@ pub(crate) struct Lab {
     pub(crate) ocsp: Vec<Vec<u8>>,
     pub(crate) policy: Option<NvidiaTerms>,
     pub(crate) guest: Option<GuestReport>,
+    /// What the device was asked with.
+    pub(crate) nonce: [u8; 32],
     pub(crate) now_s: u64,
 }
 
@@ -163,6 +165,7 @@ impl Lab {
             ocsp: vec![],
             policy: None,
             guest: None,
+            nonce: NONCE,
             now_s: NOW_S,
         }
     }
@@ -204,7 +207,7 @@ impl Lab {
     }
 
     pub(crate) fn unsigned_report(&self, blocks: u8, opaque: &[(u16, Vec<u8>)]) -> Vec<u8> {
-        let mut report = [&[0x11, 0xe0, 0x01, 0xff][..], &NONCE, &[0x00]].concat();
+        let mut report = [&[0x11, 0xe0, 0x01, 0xff][..], &self.nonce, &[0x00]].concat();
         let record_bytes = u32::from(blocks) * 55;
         report.extend([0x11, 0x60, 0x00, 0x00, blocks]);
         report.extend(&record_bytes.to_le_bytes()[..3]);
@@ -235,17 +238,11 @@ impl Lab {
     /// NVIDIA's JSON with one object for each pair of report and chain.
     pub(crate) fn json(devices: &[(Vec<u8>, Vec<Vec<u8>>)]) -> Vec<u8> {
         let objects = devices.iter().map(|(report, chain)| {
-            let blocks = chain.iter().map(|der| {
-                format!(
-                    "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-                    STANDARD.encode(der)
-                )
-            });
             serde_json::json!({
                 "arch": "HOPPER",
                 "nonce": hex::encode(NONCE),
                 "evidence": STANDARD.encode(report),
-                "certificate": STANDARD.encode(blocks.collect::<String>()),
+                "certificate": STANDARD.encode(pem(chain)),
             })
         });
         serde_json::to_vec(&objects.collect::<Vec<_>>()).unwrap()
@@ -257,24 +254,37 @@ impl Lab {
         signed_rim(&rim_body(version, values), &self.rim_signer, &chain)
     }
 
+    pub(crate) fn roots(&self) -> NvidiaRoots {
+        let roots = NvidiaRoots::pinned().with_device_root(&self.root.der).unwrap();
+        roots.with_rim_root(&self.rim_root.der).unwrap()
+    }
+
     pub(crate) fn judge(&self) -> Judgement {
         self.judge_evidence(&self.report())
     }
 
     pub(crate) fn judge_evidence(&self, evidence: &[u8]) -> Judgement {
-        let roots = NvidiaRoots::pinned().with_device_root(&self.root.der).unwrap();
         let inputs = NvidiaInputs {
             certificates: &self.chain(),
             rims: &self.rims,
             ocsp: &self.ocsp,
             nonce: Some(&NONCE),
-            roots: &roots.with_rim_root(&self.rim_root.der).unwrap(),
+            roots: &self.roots(),
             policy: self.policy.as_ref(),
             guest: self.guest,
             now_s: self.now_s,
         };
         judge_nvidia(evidence, &inputs)
     }
+}
+
+/// Certificates as text, one after the other.
+pub(crate) fn pem(chain: &[Vec<u8>]) -> String {
+    let block = |der| {
+        let text = STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+    };
+    chain.iter().map(block).collect()
 }
 
 /// The value of a RIM index in every report.

@@ -3,244 +3,35 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod gpu;
+#[path = "../nvidia_lab/mod.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod nvidia_lab;
+mod snp;
+#[path = "../snp_forge/mod.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod snp_forge;
+mod world;
+
 use cocoon_evidence::{
-    Digest32, Digest48, EventKind, EventLog, EvidenceBundle, FreshBinding, Platform, ReportData, Role, Rtmr,
-    RuntimeEvent, TlsBinding,
+    Digest32, Digest48, ENDORSEMENTS_BYTES_MAX, EvidenceBundle, FreshBinding, Role, TlsBinding,
 };
-use cocoon_protocol::simulated::{FromPlatform, ToPlatform};
 use cocoon_simulator::{
     COLLATERAL_LIFETIME_S, InitialRegisters, SIMULATED_TCB_EVALUATION_NUMBER, SIMULATED_TD_ATTRIBUTES,
-    SIMULATED_XFAM, SimulatedPlatform, SimulatedTd,
+    SIMULATED_XFAM,
 };
 use cocoon_verify::{
-    Bits64, DocumentTerms, EventTerms, Expect, Fault, FieldAccepts, FieldRule, FieldValue, Floors,
-    GpuEvidenceRule, HardwareTerms, INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformTerms, Policy, PolicyKey,
-    PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass, RegisterTerms, Report, SignedPolicyError,
-    TcbStatusName, TcbTerms, TdTerms, TdxExpectations, TrustedGuest, UsageKeyRule, Verdict, appraise,
-    sign_policy,
+    Bits64, DocumentTerms, Expect, Fault, FieldAccepts, FieldRule, FieldValue, INTEL_SGX_ROOT_CA_PEM,
+    PlatformId, PlatformTerms, Policy, PolicyKey, RefusalClass, SignedPolicyError, TdTerms, Verdict,
+    appraise, sign_policy,
 };
 use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
 
-const NOW_S: u64 = 1_800_000_000;
-const USAGE_KEY: [u8; 32] = [5; 32];
-const SPKI: &[u8] = b"SubjectPublicKeyInfo of the TLS key";
-const DOCUMENT: &[u8] = b"launch document";
-const MODEL: &[u8] = b"0 16 verity 1 ...";
-
-/// A guest on a simulated platform, and the policy that was written for it.
-struct World {
-    _state: tempfile::TempDir,
-    platform: SimulatedPlatform,
-    terms: PolicyTerms,
-    floors: Floors,
-}
-
-impl World {
-    fn new() -> Self {
-        let state = tempfile::tempdir().unwrap();
-        let platform = SimulatedPlatform::open_or_create(state.path(), NOW_S).unwrap();
-        let terms = terms(&platform);
-        Self {
-            _state: state,
-            platform,
-            terms,
-            floors: Floors::default(),
-        }
-    }
-
-    fn policy(&self) -> Policy {
-        Policy::new(self.terms.clone()).unwrap()
-    }
-
-    fn collateral(&self) -> Vec<u8> {
-        self.platform.collateral(NOW_S).unwrap()
-    }
-
-    /// A bundle as the honest guest makes it, for its certificate.
-    fn bundle(&self) -> EvidenceBundle {
-        let mut td = self.platform.start_td(registers());
-        let events = boot(&mut td, &honest_events());
-        let report_data = tls_report_data(&events);
-        quoted(&mut td, events, report_data)
-    }
-
-    fn judge(&self, bundle: &EvidenceBundle) -> (Report, Result<TrustedGuest, Refusal>) {
-        self.judge_with(
-            bundle,
-            &self.collateral(),
-            &tls_report_data(&bundle.events),
-            NOW_S,
-        )
-    }
-
-    fn judge_with(
-        &self,
-        bundle: &EvidenceBundle,
-        collateral: &[u8],
-        report_data: &ReportData,
-        now_s: u64,
-    ) -> (Report, Result<TrustedGuest, Refusal>) {
-        let appraisal = appraise(
-            &self.policy(),
-            self.floors,
-            bundle,
-            collateral,
-            report_data,
-            now_s,
-        );
-        (appraisal.report.clone(), appraisal.into_trusted())
-    }
-
-    /// The guest is refused, because of exactly these rows.
-    #[track_caller]
-    fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {
-        assert_refused(self.judge(bundle), class, rows);
-    }
-}
-
-#[track_caller]
-fn assert_refused(
-    (report, trusted): (Report, Result<TrustedGuest, Refusal>),
-    class: RefusalClass,
-    rows: &[&str],
-) {
-    let failed: Vec<_> = report
-        .checks
-        .iter()
-        .filter(|check| check.verdict == Verdict::Fail)
-        .map(|check| check.name.as_ref())
-        .collect();
-    assert_eq!(failed, rows, "{report:#?}");
-    assert_eq!(trusted.unwrap_err().class, class);
-}
-
-fn registers() -> InitialRegisters {
-    InitialRegisters {
-        mrtd: Digest48::of(b"firmware"),
-        rtmr0: Digest48::of(b"hardware"),
-        rtmr1: Digest48::of(b"kernel"),
-        rtmr2: Digest48::of(b"command line"),
-    }
-}
-
-fn terms(platform: &SimulatedPlatform) -> PolicyTerms {
-    PolicyTerms {
-        version: POLICY_VERSION,
-        number: 1,
-        expires_s: NOW_S + 1000,
-        role: PolicyRole::Inference,
-        platform: PlatformTerms {
-            simulated: true,
-            root_pem: platform.root_pem().into(),
-        },
-        hardware: HardwareTerms::Tdx(TdxExpectations {
-            registers: RegisterTerms {
-                mrtd: Expect::exact(registers().mrtd),
-                rtmr0: Expect::one_of([Digest48::of(b"other hardware"), registers().rtmr0]),
-                rtmr1: Expect::exact(registers().rtmr1),
-                rtmr2: Expect::exact(registers().rtmr2),
-                mr_config_id: Expect::exact(Digest48::ZERO),
-                mr_owner: Expect::exact(Digest48::ZERO),
-                mr_owner_config: Expect::exact(Digest48::ZERO),
-            },
-            td: TdTerms {
-                attributes: Expect::exact(Bits64(SIMULATED_TD_ATTRIBUTES)),
-                xfam: Expect::exact(Bits64(SIMULATED_XFAM)),
-            },
-            tcb: TcbTerms {
-                accepted: vec![TcbStatusName::UP_TO_DATE],
-                evaluation_number_min: SIMULATED_TCB_EVALUATION_NUMBER,
-                platform_grace_s: 0,
-                qe_grace_s: 0,
-            },
-        }),
-        events: EventTerms {
-            launch_document: DocumentTerms::exact(Digest48::of(DOCUMENT)),
-            model: Expect::exact(Digest48::of(MODEL)),
-            usage_key: UsageKeyRule::Bound,
-            gpu_evidence: GpuEvidenceRule::None,
-            ready: ReadyRule::Empty,
-        },
-        nvidia: None,
-    }
-}
-
-fn honest_events() -> Vec<(EventKind, Vec<u8>)> {
-    vec![
-        (EventKind::LaunchDocument, DOCUMENT.to_vec()),
-        (EventKind::Model, MODEL.to_vec()),
-        (EventKind::UsageKey, USAGE_KEY.to_vec()),
-        (EventKind::GpuEvidence, vec![]),
-        (EventKind::Ready, vec![]),
-    ]
-}
-
-/// Extends RTMR3 with any events, also with those that an honest log would not take.
-fn boot(td: &mut SimulatedTd, events: &[(EventKind, Vec<u8>)]) -> EventLog {
-    for (kind, payload) in events {
-        let event = RuntimeEvent {
-            kind: *kind,
-            payload: payload.clone(),
-        };
-        extend(td, event.digest());
-    }
-    log(events)
-}
-
-fn extend(td: &mut SimulatedTd, digest: Digest48) {
-    let register = Rtmr::Rtmr3;
-    assert_eq!(
-        td.handle(ToPlatform::Extend { register, digest }),
-        FromPlatform::Extended
-    );
-}
-
-/// A log with any events, as it would come from the network.
-fn log(events: &[(EventKind, Vec<u8>)]) -> EventLog {
-    let array: Vec<_> = events
-        .iter()
-        .map(|(kind, payload)| RuntimeEvent {
-            kind: *kind,
-            payload: payload.clone(),
-        })
-        .collect();
-    minicbor::decode(&minicbor::to_vec(&array).unwrap()).unwrap()
-}
-
-fn quoted(td: &mut SimulatedTd, events: EventLog, report_data: ReportData) -> EvidenceBundle {
-    let request = ToPlatform::Quote {
-        report_data: report_data.0,
-    };
-    let FromPlatform::Quote { quote } = td.handle(request) else {
-        panic!("the platform does not quote");
-    };
-    EvidenceBundle {
-        platform: Platform::Tdx { quote },
-        events,
-        gpu: vec![],
-    }
-}
-
-fn tls_binding(events: &EventLog) -> TlsBinding<'static> {
-    TlsBinding {
-        spki: SPKI,
-        usage_key: &USAGE_KEY,
-        not_before_s: 1,
-        not_after_s: 2,
-        role: Role::Inference,
-        log: events.replay(),
-    }
-}
-
-fn tls_report_data(events: &EventLog) -> ReportData {
-    tls_binding(events).report_data()
-}
-
-fn quote_bytes(bundle: &mut EvidenceBundle) -> &mut Vec<u8> {
-    let Platform::Tdx { quote } = &mut bundle.platform;
-    quote
-}
+use world::{
+    DOCUMENT, NOW_S, USAGE_KEY, World, assert_refused, boot, extend, honest_events, log, quote_bytes, quoted,
+    registers, tls_binding, tls_report_data,
+};
 
 #[test]
 fn the_honest_guest_is_trusted_and_every_row_says_simulated() {
@@ -251,8 +42,10 @@ fn the_honest_guest_is_trusted_and_every_row_says_simulated() {
     assert!(guest.is_simulated());
     assert_eq!(guest.usage_key(), &USAGE_KEY);
     assert_eq!(guest.launch_document(), DOCUMENT);
-    assert_eq!(guest.platform().fmspc, *b"SIM\0\0\0");
-    assert_eq!(guest.platform().ppid.len(), 16);
+    let PlatformId::Tdx { fmspc, ppid } = guest.platform() else {
+        panic!("the platform is TDX");
+    };
+    assert_eq!((*fmspc, ppid.len()), (*b"SIM\0\0\0", 16));
     let not_simulated: Vec<_> = report
         .checks
         .iter()
@@ -264,8 +57,9 @@ fn the_honest_guest_is_trusted_and_every_row_says_simulated() {
         [
             ("policy number", Verdict::Pass),
             ("policy expiry", Verdict::Pass),
+            ("endorsements", Verdict::Pass),
             ("quote format", Verdict::Pass),
-            ("endorsements", Verdict::Pass)
+            ("collateral", Verdict::Pass)
         ]
     );
     for name in [
@@ -417,30 +211,6 @@ fn a_usage_key_of_another_length_is_refused() {
 }
 
 #[test]
-fn gpu_evidence_that_the_policy_does_not_expect_is_refused() {
-    let world = World::new();
-    let bundle = booted_with(&world, 3, &[1; 48]);
-    world.assert_refused(&bundle, RefusalClass::Policy, &["event gpu-evidence"]);
-    let mut smuggled = world.bundle();
-    smuggled.gpu = vec![vec![1].into()];
-    world.assert_refused(&smuggled, RefusalClass::Policy, &["event gpu-evidence"]);
-}
-
-#[test]
-fn gpu_evidence_swapped_in_the_bundle_is_refused() {
-    let mut world = World::new();
-    world.terms.events.gpu_evidence = GpuEvidenceRule::Bundle;
-    let measured = vec![vec![1, 2, 3].into()];
-    let digest = EvidenceBundle::gpu_digest(&measured).unwrap();
-    let mut bundle = booted_with(&world, 3, digest.as_bytes());
-    world.assert_refused(&bundle, RefusalClass::Policy, &["event gpu-evidence"]);
-    bundle.gpu = vec![vec![1, 2, 4].into()];
-    world.assert_refused(&bundle, RefusalClass::Policy, &["event gpu-evidence"]);
-    bundle.gpu = measured;
-    assert!(world.judge(&bundle).1.is_ok());
-}
-
-#[test]
 fn a_ready_event_with_content_is_refused() {
     let world = World::new();
     let bundle = booted_with(&world, 4, b"x");
@@ -469,7 +239,7 @@ fn a_usage_key_swapped_after_the_boot_is_noticed() {
         usage_key: &[6; 32],
         ..tls_binding(&bundle.events)
     };
-    let verdict = world.judge_with(&bundle, &world.collateral(), &binding.report_data(), NOW_S);
+    let verdict = world.judge_with(&bundle, &world.endorsements(), &binding.report_data(), NOW_S);
     assert_refused(verdict, RefusalClass::Channel, &["report data", "RTMR3"]);
 }
 
@@ -481,7 +251,7 @@ fn evidence_copied_to_another_tls_key_is_refused() {
         spki: b"key of the man in the middle",
         ..tls_binding(&bundle.events)
     };
-    let verdict = world.judge_with(&bundle, &world.collateral(), &own_key.report_data(), NOW_S);
+    let verdict = world.judge_with(&bundle, &world.endorsements(), &own_key.report_data(), NOW_S);
     assert_refused(verdict, RefusalClass::Channel, &["report data"]);
 }
 
@@ -493,7 +263,7 @@ fn a_certificate_prolonged_after_the_quote_is_refused() {
         not_after_s: 3,
         ..tls_binding(&bundle.events)
     };
-    let verdict = world.judge_with(&bundle, &world.collateral(), &longer.report_data(), NOW_S);
+    let verdict = world.judge_with(&bundle, &world.endorsements(), &longer.report_data(), NOW_S);
     assert_refused(verdict, RefusalClass::Channel, &["report data"]);
 }
 
@@ -511,7 +281,7 @@ fn fresh_evidence_replayed_is_refused() {
         log,
     };
     let bundle = quoted(&mut td, events, asked.report_data());
-    let collateral = world.collateral();
+    let collateral = world.endorsements();
     let judge =
         |binding: &FreshBinding<'_>| world.judge_with(&bundle, &collateral, &binding.report_data(), NOW_S);
     assert!(judge(&asked).1.is_ok());
@@ -542,7 +312,7 @@ fn a_foreign_test_root_is_refused_and_nothing_else_holds() {
     let bundle = foreign.bundle();
     let verdict = world.judge_with(
         &bundle,
-        &foreign.collateral(),
+        &foreign.endorsements(),
         &tls_report_data(&bundle.events),
         NOW_S,
     );
@@ -556,7 +326,7 @@ fn a_foreign_test_root_is_refused_and_nothing_else_holds() {
 fn collateral_from_another_root_is_refused() {
     let world = World::new();
     let bundle = world.bundle();
-    let foreign = World::new().collateral();
+    let foreign = World::new().endorsements();
     let verdict = world.judge_with(&bundle, &foreign, &tls_report_data(&bundle.events), NOW_S);
     assert_refused(verdict, RefusalClass::Signature, &["quote signature"]);
 }
@@ -577,7 +347,7 @@ fn an_expired_policy_accepts_nothing() {
     let world = World::new();
     let bundle = world.bundle();
     let report_data = tls_report_data(&bundle.events);
-    let collateral = world.collateral();
+    let collateral = world.endorsements();
     assert!(
         world
             .judge_with(&bundle, &collateral, &report_data, NOW_S + 999)
@@ -595,7 +365,7 @@ fn expired_endorsements_are_refused_as_stale_and_not_as_forged() {
     let bundle = world.bundle();
     let report_data = tls_report_data(&bundle.events);
     for now_s in [NOW_S + COLLATERAL_LIFETIME_S + 1, NOW_S - 2 * 3600] {
-        let verdict = world.judge_with(&bundle, &world.collateral(), &report_data, now_s);
+        let verdict = world.judge_with(&bundle, &world.endorsements(), &report_data, now_s);
         assert_refused(verdict, RefusalClass::Freshness, &["endorsement freshness"]);
     }
 }
@@ -687,13 +457,13 @@ fn a_truncated_quote_is_refused() {
 fn oversized_endorsements_are_refused_unread() {
     let world = World::new();
     let bundle = world.bundle();
-    let mut collateral = world.collateral();
-    collateral.resize(cocoon_verify::ENDORSEMENTS_BYTES_MAX + 1, b' ');
+    let mut collateral = world.endorsements();
+    collateral.resize(ENDORSEMENTS_BYTES_MAX + 1, b' ');
     let verdict = world.judge_with(&bundle, &collateral, &tls_report_data(&bundle.events), NOW_S);
     assert_refused(
         verdict,
         RefusalClass::Signature,
-        &["endorsements", "quote signature"],
+        &["endorsements", "collateral", "quote signature"],
     );
 }
 
@@ -707,7 +477,7 @@ fn changing_the_report_does_not_make_a_guest_trusted() {
         &world.policy(),
         world.floors,
         &bundle,
-        &world.collateral(),
+        &world.endorsements(),
         &report_data,
         NOW_S,
     );
@@ -856,7 +626,7 @@ fn the_report_says_who_signed_the_policy() {
     let signed =
         Policy::parse_signed(&text, &sign_policy(&text, &key).unwrap(), &[PolicyKey::of(&key)]).unwrap();
     let report_data = tls_report_data(&bundle.events);
-    let collateral = world.collateral();
+    let collateral = world.endorsements();
     let appraisal = appraise(&signed, world.floors, &bundle, &collateral, &report_data, NOW_S);
     assert_eq!(
         appraisal.report.policy_signer,
@@ -892,7 +662,7 @@ proptest! {
         let start = start.min(end);
         quote_bytes(&mut bundle).splice(start..end, bytes);
         let report_data = tls_report_data(&bundle.events);
-        let trusted = world.judge_with(&bundle, &world.collateral(), &report_data, now_s).1;
+        let trusted = world.judge_with(&bundle, &world.endorsements(), &report_data, now_s).1;
         let in_time = (NOW_S - 3600..NOW_S + 1000).contains(&now_s);
         prop_assert!(trusted.is_err() || in_time);
     }

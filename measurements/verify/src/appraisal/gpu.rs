@@ -1,0 +1,108 @@
+//! Rows about the GPUs: that the guest measured the evidence before it used them, that it asked for it itself in
+//! this boot, and that they are what the policy accepts.
+
+use cocoon_evidence::{Endorsements, EventKind, GpuEvidence};
+
+use super::{Input, Row, Rows, events, judged};
+use crate::{
+    judgement::{FailureClass, JudgedCheck},
+    nvidia::{
+        CertificateError, DeviceEvidence, GuestReport, NvidiaInputs, NvidiaRoots, NvidiaTerms, judge_devices,
+        read_certificates,
+    },
+    policy::GpuEvidenceRule,
+    report::{Fault, RefusalClass},
+};
+
+pub(super) fn check(rows: &mut Rows, input: &Input<'_>, vendor: (&Endorsements, &NvidiaRoots)) {
+    let items = input.bundle.gpu.as_slice();
+    let terms = input.policy.terms();
+    let payload = input.bundle.events.payload(EventKind::GpuEvidence);
+    let measured = GpuEvidence::event_payload(items);
+    let (expected, holds) = match terms.events.gpu_evidence {
+        GpuEvidenceRule::None => ("empty, and no GPU".to_owned(), items.is_empty()),
+        GpuEvidenceRule::Nvidia => (
+            format!("{}, of some GPU", hex::encode(&measured)),
+            !items.is_empty(),
+        ),
+    };
+    let row = Row {
+        name: "event gpu-evidence".into(),
+        expected,
+        actual: format!(
+            "{}, evidence of {} in the bundle",
+            events::payload_text(payload),
+            items.len()
+        ),
+        fault: Fault::GuestImage,
+        class: RefusalClass::Gpu,
+    };
+    rows.proven(row, holds && payload == Some(measured.as_slice()));
+    if let (GpuEvidenceRule::Nvidia, Some(terms), [_, ..]) = (terms.events.gpu_evidence, &terms.nvidia, items)
+    {
+        check_devices(rows, input, (terms, items), vendor);
+    }
+}
+
+fn check_devices(
+    rows: &mut Rows,
+    input: &Input<'_>,
+    (terms, items): (&NvidiaTerms, &[GpuEvidence]),
+    (endorsements, roots): (&Endorsements, &NvidiaRoots),
+) {
+    let devices: Result<Vec<_>, _> = items.iter().map(device).collect();
+    let devices = match devices {
+        Ok(devices) => devices,
+        Err(error) => {
+            let row = Row {
+                name: "GPU certificates".into(),
+                expected: "PEM, leaf first".into(),
+                actual: error.to_string(),
+                fault: Fault::Host,
+                class: RefusalClass::Gpu,
+            };
+            return rows.local(row, false);
+        }
+    };
+    let usage_key = input.bundle.events.payload(EventKind::UsageKey);
+    // A log without a key of 32 bytes has failed a row before; no nonce is the right one then.
+    let usage_key = usage_key.and_then(|key| key.try_into().ok()).unwrap_or_default();
+    let [rims, ocsp] = [&endorsements.rims, &endorsements.ocsp]
+        .map(|files| files.iter().map(|file| file.to_vec()).collect::<Vec<_>>());
+    let judgement = judge_devices(
+        &devices,
+        &NvidiaInputs {
+            certificates: &[],
+            rims: &rims,
+            ocsp: &ocsp,
+            nonce: Some(&GpuEvidence::nonce(&usage_key)),
+            roots,
+            policy: Some(terms),
+            guest: Some(GuestReport {
+                confidential_compute: items.iter().all(|item| item.confidential_compute),
+                dev_tools: items.iter().any(|item| item.dev_tools),
+            }),
+            now_s: input.now_s,
+        },
+    );
+    // What NVIDIA vouches for is the GPU; that it is this guest's GPU, only the platform.
+    let proof = rows.proof();
+    judged::push(rows, &judgement, proof, classify);
+}
+
+fn device(item: &GpuEvidence) -> Result<DeviceEvidence, CertificateError> {
+    Ok(DeviceEvidence {
+        report: item.report.clone(),
+        certificates: Some(read_certificates(&item.certificates)?),
+        architecture: None,
+        nonce: None,
+    })
+}
+
+fn classify(check: &JudgedCheck) -> (String, Fault, RefusalClass) {
+    let fault = match check.class {
+        FailureClass::Tcb => Fault::Platform,
+        FailureClass::Signature | FailureClass::Policy => Fault::Host,
+    };
+    (format!("GPU {}", check.id), fault, RefusalClass::Gpu)
+}

@@ -1,0 +1,222 @@
+//! Guests on SEV-SNP, on a connection.
+
+use std::collections::BTreeMap;
+
+use cocoon_evidence::{Digest32, Digest48, Endorsements, EvidenceBundle, Platform};
+use cocoon_verify::{
+    AMD_ROOTS, Bits64, HardwareTerms, PlatformId, PlatformTerms, RefusalClass, Verdict,
+    snp::{
+        SNP_REPORT_BYTES, SnpOwnerId, SnpPlatformInfoTerms, SnpProduct, SnpRoot, SnpSigningKeyTerm, SnpTcb,
+        SnpTerms,
+    },
+};
+
+use crate::{
+    snp_forge::{CHIP, NOW_S, Vek, ark, ask, crl, report, signed},
+    world::{DOCUMENT, World, assert_refused, honest_events, log, tls_report_data},
+};
+
+/// What the forged chip runs, see [`crate::snp_forge::TCB`].
+const TCB_MIN: SnpTcb = SnpTcb {
+    fmc: None,
+    bootloader: 4,
+    tee: 0,
+    snp: 24,
+    microcode: 219,
+};
+
+/// A guest on a forged manufacturer's chip, and the policy for it.
+struct Snp {
+    world: World,
+    report: [u8; SNP_REPORT_BYTES],
+    files: Vec<Vec<u8>>,
+}
+
+impl Snp {
+    fn new() -> Self {
+        let mut world = World::new();
+        world.terms.expires_s = NOW_S + 1000;
+        world.terms.platform = PlatformTerms {
+            simulated: false,
+            root_pem: AMD_ROOTS.into(),
+        };
+        world.terms.hardware = HardwareTerms::Snp(terms());
+        world.roots.snp = SnpRoot::from_file(&ark()).unwrap();
+        let mut report = report();
+        let report_data = tls_report_data(&log(&honest_events()));
+        report[0x50..0x90].copy_from_slice(&report_data.0);
+        report[0xc0..0xe0].copy_from_slice(Digest32::of(DOCUMENT).as_bytes());
+        Self {
+            world,
+            report,
+            files: vec![Vek::milan().der(), ask(), crl(&[], Some(NOW_S + 10), false)],
+        }
+    }
+
+    fn bundle(&self) -> EvidenceBundle {
+        EvidenceBundle {
+            platform: Platform::Snp {
+                report: signed(self.report).to_vec(),
+            },
+            events: log(&honest_events()),
+            gpu: vec![],
+        }
+    }
+
+    fn endorsements(&self) -> Vec<u8> {
+        let endorsements = Endorsements {
+            snp: self.files.iter().cloned().map(Into::into).collect(),
+            ..Endorsements::default()
+        };
+        endorsements.encode()
+    }
+
+    #[track_caller]
+    fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {
+        let report_data = tls_report_data(&bundle.events);
+        let verdict = self
+            .world
+            .judge_with(bundle, &self.endorsements(), &report_data, NOW_S);
+        assert_refused(verdict, class, rows);
+    }
+}
+
+fn terms() -> SnpTerms {
+    SnpTerms {
+        measurement: vec![Digest48([0x22; 48])],
+        host_data: vec![Digest32::of(DOCUMENT)],
+        guest_policy: vec![Bits64(0x3_0000)],
+        vmpl: vec![0],
+        family_id: vec![SnpOwnerId([0; 16])],
+        image_id: vec![SnpOwnerId([0; 16])],
+        guest_svn_min: 0,
+        id_key_digest: vec![Digest48::ZERO],
+        author_key_digest: vec![Digest48::ZERO],
+        signing_key: vec![SnpSigningKeyTerm::Vcek],
+        platform_info: SnpPlatformInfoTerms {
+            required: Bits64(0),
+            allowed: Bits64(0x25),
+        },
+        tcb_min: BTreeMap::from([(SnpProduct::Milan, TCB_MIN)]),
+    }
+}
+
+#[test]
+fn the_honest_guest_is_trusted_and_no_row_is_left_open() {
+    let snp = Snp::new();
+    let bundle = snp.bundle();
+    let report_data = tls_report_data(&bundle.events);
+    let (report, trusted) = snp
+        .world
+        .judge_with(&bundle, &snp.endorsements(), &report_data, NOW_S);
+    assert!(
+        report.checks.iter().all(|check| check.verdict == Verdict::Pass),
+        "{report:#?}"
+    );
+    let guest = trusted.unwrap();
+    assert!(!guest.is_simulated());
+    assert_eq!(*guest.platform(), PlatformId::Snp { chip_id: CHIP });
+}
+
+#[test]
+fn a_report_for_another_connection_is_refused() {
+    let mut snp = Snp::new();
+    snp.report[0x50] ^= 1;
+    snp.assert_refused(&snp.bundle(), RefusalClass::Channel, &["snp report-data"]);
+}
+
+#[test]
+fn a_log_that_the_report_data_does_not_bind_is_refused_and_proves_nothing() {
+    let snp = Snp::new();
+    let mut bundle = snp.bundle();
+    let mut events = honest_events();
+    events[2].1 = vec![6; 32];
+    bundle.events = log(&events);
+    let report_data = tls_report_data(&bundle.events);
+    let verdict = snp
+        .world
+        .judge_with(&bundle, &snp.endorsements(), &report_data, NOW_S);
+    assert_eq!(verdict.0.check("event usage-key").unwrap().verdict, Verdict::Skip);
+    assert_refused(verdict, RefusalClass::Channel, &["snp report-data"]);
+}
+
+#[test]
+fn a_launch_document_that_is_not_in_host_data_is_refused() {
+    let mut snp = Snp::new();
+    let other = Digest32::of(b"another document that the policy accepts too");
+    snp.report[0xc0..0xe0].copy_from_slice(other.as_bytes());
+    let HardwareTerms::Snp(terms) = &mut snp.world.terms.hardware else {
+        panic!("the policy is for SNP");
+    };
+    terms.host_data.push(other);
+    snp.assert_refused(&snp.bundle(), RefusalClass::Policy, &["HOST_DATA"]);
+}
+
+#[test]
+fn another_launch_measurement_is_refused() {
+    let mut snp = Snp::new();
+    snp.report[0x90] ^= 1;
+    snp.assert_refused(&snp.bundle(), RefusalClass::Policy, &["snp measurement"]);
+}
+
+#[test]
+fn a_report_signed_by_nobody_is_refused_and_proves_nothing() {
+    let snp = Snp::new();
+    let mut bundle = snp.bundle();
+    let Platform::Snp { report } = &mut bundle.platform else {
+        panic!("the bundle is for SNP");
+    };
+    report[0x2a0] ^= 1;
+    let report_data = tls_report_data(&bundle.events);
+    let verdict = snp
+        .world
+        .judge_with(&bundle, &snp.endorsements(), &report_data, NOW_S);
+    for name in ["snp measurement", "HOST_DATA", "event usage-key"] {
+        assert_eq!(verdict.0.check(name).unwrap().verdict, Verdict::Skip, "{name}");
+    }
+    assert_refused(verdict, RefusalClass::Signature, &["snp report.signature"]);
+}
+
+#[test]
+fn another_manufacturers_chip_is_refused() {
+    let mut snp = Snp::new();
+    snp.world.roots.snp = SnpRoot::amd();
+    snp.files.push(ark());
+    let bundle = snp.bundle();
+    let report_data = tls_report_data(&bundle.events);
+    let (_, trusted) = snp
+        .world
+        .judge_with(&bundle, &snp.endorsements(), &report_data, NOW_S);
+    assert_eq!(trusted.unwrap_err().class, RefusalClass::Signature);
+}
+
+#[test]
+fn a_chip_whose_revocation_nobody_can_check_is_refused() {
+    let mut snp = Snp::new();
+    snp.files.pop();
+    // The row is open rather than failed, and open refuses as well.
+    snp.assert_refused(&snp.bundle(), RefusalClass::Tcb, &[]);
+}
+
+#[test]
+fn an_endorsement_key_that_is_no_longer_valid_is_refused_as_stale() {
+    let mut snp = Snp::new();
+    snp.files[0] = Vek {
+        validity_s: (NOW_S - 1000, NOW_S - 1),
+        ..Vek::milan()
+    }
+    .der();
+    snp.assert_refused(&snp.bundle(), RefusalClass::Freshness, &["snp chain.validity"]);
+}
+
+#[test]
+fn a_guest_of_another_kind_than_the_policys_is_refused() {
+    let snp = Snp::new();
+    let tdx = World::new();
+    let bundle = snp.bundle();
+    let report_data = tls_report_data(&bundle.events);
+    let verdict = tdx.judge_with(&bundle, &snp.endorsements(), &report_data, NOW_S);
+    assert_refused(verdict, RefusalClass::Policy, &["platform"]);
+    let bundle = tdx.bundle();
+    snp.assert_refused(&bundle, RefusalClass::Policy, &["platform"]);
+}
