@@ -27,7 +27,7 @@ pub use policy::{
     PolicyTerms, ReadyRule, RegisterTerms, SignedPolicyError, TcbStatusName, TcbTerms, TdTerms,
     TdxExpectations, UsageKeyRule, sign_policy,
 };
-pub use raw::{RawNvidia, RawSnp, RawTdx, judge_raw_nvidia, judge_raw_snp, judge_raw_tdx};
+pub use raw::{GIVEN_ROOT, RawNvidia, RawSnp, RawTdx, judge_raw_nvidia, judge_raw_snp, judge_raw_tdx};
 pub use report::{Check, Fault, Refusal, RefusalClass, Report, Verdict};
 pub use root::{
     INTEL_SGX_ROOT_CA_PEM, INTEL_SGX_ROOT_CA_SHA256, Root, RootError, SIMULATED_ROOT_COMMON_NAME_PREFIX,

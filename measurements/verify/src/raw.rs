@@ -75,6 +75,50 @@ fn event_checks() -> impl Iterator<Item = JudgedCheck> {
 
 const NO_EVENTS: &str = "the guest's event log is not in a quote; `cocoon verify` judges it on a connection";
 
+/// Whose root the evidence has to end at, if a caller may name another.
+struct RootChoice {
+    /// The policy's, or the vendor's.
+    expected: String,
+    /// The one that was judged by.
+    actual: String,
+    same: bool,
+}
+
+/// A root that the caller names in the place of the policy's must not make more evidence acceptable. Without a policy
+/// it is the caller's own choice, and said.
+fn root_check(choice: RootChoice, policy: Option<&Policy>) -> Option<JudgedCheck> {
+    let RootChoice {
+        expected,
+        actual,
+        same,
+    } = choice;
+    let (id, status, detail) = match (policy, same) {
+        (None, true) => return None,
+        (None, false) => (
+            GIVEN_ROOT,
+            Status::Skip,
+            "the caller trusts this root; it is not the vendor's",
+        ),
+        (Some(_), true) => ("policy.root", Status::Pass, ""),
+        (Some(_), false) => (
+            "policy.root",
+            Status::Fail,
+            "the policy does not accept the root that the caller names",
+        ),
+    };
+    Some(JudgedCheck {
+        id: id.to_owned(),
+        status,
+        expected,
+        actual,
+        detail: detail.to_owned(),
+        class: FailureClass::Policy,
+    })
+}
+
+/// The row that is there only if, without a policy, evidence is judged by another root than the vendor's.
+pub const GIVEN_ROOT: &str = "root.given";
+
 fn passes(holds: bool) -> Status {
     if holds { Status::Pass } else { Status::Fail }
 }

@@ -1,6 +1,9 @@
 //! A judgement for people.
 
-use cocoon_verify::judgement::{Judgement, Status, Verdict};
+use cocoon_verify::{
+    GIVEN_ROOT,
+    judgement::{Judgement, Status, Verdict},
+};
 
 use super::super::output::{Table, Tone, toned};
 
@@ -59,10 +62,11 @@ fn status(status: Status) -> &'static str {
 
 fn verdict(judgement: &Judgement, with_policy: bool) -> String {
     let simulated = judgement.claims().get("simulated") == Some(&true.into());
-    let root = if simulated {
-        " SIMULATED platform: whoever runs the host could have made it up."
-    } else {
-        ""
+    let given = judgement.checks().iter().any(|check| check.id == GIVEN_ROOT);
+    let root = match (simulated, given) {
+        (true, _) => " SIMULATED platform: whoever runs the host could have made it up.",
+        (false, true) => " The root is the given one, NOT the vendor's.",
+        (false, false) => "",
     };
     let skipped = judgement
         .checks()

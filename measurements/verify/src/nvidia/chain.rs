@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use cocoon_evidence::Digest32;
+
 use super::certificate::{Certificate, CertificateError, read_certificates};
 use super::rows::Rows;
 use crate::judgement::FailureClass;
@@ -53,6 +55,11 @@ impl NvidiaRoots {
             rim: one_root(bytes)?,
             ..self
         })
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let (device, rim) = (Digest32::of(&self.device), Digest32::of(&self.rim));
+        format!("root of devices {device}, of RIM files {rim}")
     }
 
     pub(super) fn device(&self) -> &[u8] {

@@ -1,6 +1,6 @@
 //! Evidence of NVIDIA devices, with or without a policy.
 
-use super::policy_checks;
+use super::{RootChoice, policy_checks, root_check};
 use crate::{
     judgement::{FailureClass, JudgedCheck, Judgement, Status},
     nvidia::{NvidiaInputs, NvidiaRoots, judge_nvidia, read_certificates},
@@ -48,6 +48,13 @@ pub fn judge_raw_nvidia(input: &RawNvidia<'_>) -> Judgement {
             class: FailureClass::Policy,
         });
     }
+    let pinned = NvidiaRoots::pinned();
+    let choice = RootChoice {
+        expected: pinned.describe(),
+        actual: input.roots.describe(),
+        same: *input.roots == pinned,
+    };
+    checks.extend(root_check(choice, input.policy));
     let judgement = judge_nvidia(
         input.evidence,
         &NvidiaInputs {

@@ -1,6 +1,6 @@
 //! A raw SEV-SNP report, with or without a policy.
 
-use super::{event_checks, policy_checks};
+use super::{RootChoice, event_checks, policy_checks, root_check};
 use crate::{
     judgement::Judgement,
     policy::{PlatformKind, Policy},
@@ -34,11 +34,17 @@ pub fn judge_raw_snp(input: &RawSnp<'_>) -> Judgement {
         nonce: input.nonce,
         now_s: input.now_s,
     });
-    let checks = input.policy.map(|policy| {
-        let mut checks = policy_checks(policy, Some(PlatformKind::Snp), input.now_s);
+    let mut checks = Vec::new();
+    if let Some(policy) = input.policy {
+        checks.extend(policy_checks(policy, Some(PlatformKind::Snp), input.now_s));
         checks.extend(event_checks());
-        checks
-    });
+    }
+    let choice = RootChoice {
+        expected: SnpRoot::amd().describe(),
+        actual: input.root.describe(),
+        same: input.root.is_amds(),
+    };
+    checks.extend(root_check(choice, input.policy));
     // AMD's roots and those that a caller names are those of processors; no simulator makes SNP reports.
-    judgement.with(checks.unwrap_or_default(), ("simulated", false.into()))
+    judgement.with(checks, ("simulated", false.into()))
 }

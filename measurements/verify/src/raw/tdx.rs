@@ -3,9 +3,9 @@
 use cocoon_evidence::Digest48;
 use serde_json::Value;
 
-use super::{NO_EVENTS, event_checks, passes, policy_checks};
+use super::{NO_EVENTS, RootChoice, event_checks, policy_checks, root_check};
 use crate::{
-    judgement::{FailureClass, JudgedCheck, Judgement, Status},
+    judgement::{JudgedCheck, Judgement, Status},
     policy::{ANY_INSECURE, Bits64, Comparison, Expect, PlatformKind, Policy, TdxExpectations},
     root::Root,
     tdx::{Quote, TdField, TdxTerms, judge_tdx},
@@ -49,16 +49,19 @@ pub fn judge_raw_tdx(input: &RawTdx<'_>) -> Judgement {
     if let Some(tdx) = expectations {
         judgement = judgement.map_checks(|check| explain(check, tdx));
     }
-    let checks = input.policy.map(|policy| {
-        let mut checks = policy_checks(policy, Some(PlatformKind::Tdx), input.now_s);
-        checks.extend(policy_root.map(|expected| root_check(expected, root)));
+    let mut checks = Vec::new();
+    if let Some(policy) = input.policy {
+        checks.extend(policy_checks(policy, Some(PlatformKind::Tdx), input.now_s));
         checks.extend(event_checks());
-        checks
-    });
-    judgement.with(
-        checks.unwrap_or_default(),
-        ("simulated", Value::Bool(root.is_simulated())),
-    )
+    }
+    let expected = policy_root.unwrap_or(&intel);
+    let choice = RootChoice {
+        expected: expected.label(),
+        actual: root.label(),
+        same: expected.der() == root.der(),
+    };
+    checks.extend(root_check(choice, input.policy));
+    judgement.with(checks, ("simulated", Value::Bool(root.is_simulated())))
 }
 
 const REPORT_DATA_BYTES: usize = 64;
@@ -129,16 +132,4 @@ fn explain(mut check: JudgedCheck, tdx: &TdxExpectations) -> JudgedCheck {
         _ => {}
     }
     check
-}
-
-/// A root that the caller names in the place of the policy's must not make more evidence acceptable.
-fn root_check(expected: &Root, root: &Root) -> JudgedCheck {
-    JudgedCheck {
-        id: "policy.root".to_owned(),
-        status: passes(expected.der() == root.der()),
-        expected: expected.label(),
-        actual: root.label(),
-        detail: String::new(),
-        class: FailureClass::Policy,
-    }
 }

@@ -106,6 +106,14 @@ impl SnpRoot {
         }
     }
 
+    /// Whether no other key than one of AMD's own is trusted.
+    pub(crate) fn is_amds(&self) -> bool {
+        match &self.0 {
+            Trust::Amd => true,
+            Trust::Given { key, .. } => AMD_ROOT_KEYS.iter().any(|(_, pinned)| pinned == key),
+        }
+    }
+
     pub(crate) fn describe(&self) -> String {
         match &self.0 {
             Trust::Amd => "AMD's root for Milan, Genoa or Turin".to_owned(),
