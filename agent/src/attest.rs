@@ -4,12 +4,9 @@
 use std::sync::Arc;
 
 use cocoon_evidence::{EventKind, EventLog, EventLogError, EvidenceBundle, Platform as Evidence, ReportData};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::platform::{Platform, PlatformError};
-
-/// Quotes waited for at the same time; each takes tens of milliseconds, and more would only time out.
-const QUOTES_WAITING_MAX: usize = 16;
 
 /// Why an event is not in RTMR3.
 #[derive(Debug, thiserror::Error)]
@@ -23,11 +20,14 @@ pub enum MeasureError {
 }
 
 /// Why there is no evidence.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum AttestError {
-    /// `QUOTES_WAITING_MAX` others wait already.
-    #[error("too many quotes are being made, try again")]
+    /// As many as can be wait for fresh evidence already.
+    #[error("too many wait for evidence, try again")]
     Busy,
+    /// The platform did not quote in time.
+    #[error("the platform gave no quote in time")]
+    Late,
     /// The platform failed.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -68,7 +68,6 @@ impl Measurer {
             platform: self.platform,
             log: self.log,
             one: Mutex::new(()),
-            waiting: Semaphore::new(QUOTES_WAITING_MAX),
         })
     }
 }
@@ -78,7 +77,6 @@ pub struct Attestor {
     platform: Arc<dyn Platform>,
     log: EventLog,
     one: Mutex<()>,
-    waiting: Semaphore,
 }
 
 impl Attestor {
@@ -87,12 +85,12 @@ impl Attestor {
         &self.log
     }
 
-    /// A bundle whose quote carries this report data. One quote is made at a time.
+    /// A bundle whose quote carries this report data. One quote is made at a time; those who may be many share one
+    /// ([`crate::fresh`]).
     ///
     /// # Errors
     /// See [`AttestError`].
     pub async fn evidence(&self, data: ReportData) -> Result<EvidenceBundle, AttestError> {
-        let _place = self.waiting.try_acquire().map_err(|_| AttestError::Busy)?;
         let _turn = self.one.lock().await;
         let quote = self.platform.quote(data).await?;
         Ok(EvidenceBundle {

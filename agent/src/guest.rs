@@ -20,6 +20,7 @@ use crate::{
     certificate::{self, Identity, IdentityError},
     console::EXPORT,
     control,
+    fresh::FreshQuotes,
     host::HostClient,
     meter::{self, Meter},
     records::Outbox,
@@ -64,7 +65,8 @@ pub async fn run(
     let identity = watch::Sender::new(Arc::new(identity));
     let service = Arc::new(Service {
         launch,
-        attestor: Arc::clone(&attestor),
+        fresh: FreshQuotes::new(Arc::clone(&attestor)),
+        log: attestor.log().replay(),
         identity: identity.subscribe(),
         endorsements,
         meter: Arc::clone(&meter),
@@ -78,6 +80,7 @@ pub async fn run(
     let background = async {
         tokio::join!(
             serve::serve(Arc::clone(&service), &mut *https),
+            service.fresh.make(),
             certificate::rotate(&attestor, &usage_key, &identity),
             outbox.deliver(&records_host),
         );

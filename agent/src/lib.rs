@@ -16,6 +16,7 @@ mod dm;
 pub mod engine;
 #[cfg(feature = "simulated")]
 pub mod firmware_log;
+pub mod fresh;
 pub mod guest;
 pub mod host;
 pub mod meter;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cocoon_evidence::{Digest32, ENDORSEMENTS_MEDIA_TYPE, FreshBinding, NONCE_BYTES, Role};
+use cocoon_evidence::{Digest32, Digest48, ENDORSEMENTS_MEDIA_TYPE, FreshBinding, NONCE_BYTES, Role};
 use cocoon_protocol::{LaunchDocument, SessionProof, SignedGrant};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{
@@ -38,9 +38,10 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
     answer::{self, Body, Job},
-    attest::{AttestError, Attestor},
+    attest::AttestError,
     certificate::Identity,
     engine::Engine,
+    fresh::FreshQuotes,
     meter::{self, Meter, MeterError},
     openai::{self, Answer, ApiError, Chat},
     transport::{BoxStream, Listen},
@@ -89,8 +90,10 @@ impl Default for Deadlines {
 pub struct Service {
     /// Model, prices, limits.
     pub launch: Arc<LaunchDocument>,
-    /// Makes evidence.
-    pub attestor: Arc<Attestor>,
+    /// Makes fresh evidence.
+    pub fresh: FreshQuotes,
+    /// [`cocoon_evidence::EventLog::replay`] of what was measured.
+    pub log: Digest48,
     /// The newest TLS identity.
     pub identity: watch::Receiver<Arc<Identity>>,
     /// Passed on as is.
@@ -211,26 +214,23 @@ impl Session {
             );
             ApiError::new(400, "invalid_nonce", message)
         })?;
-        let attestor = &self.service.attestor;
         let binding = FreshBinding {
             nonce: &nonce,
             exporter: &self.export(FreshBinding::EXPORTER_LABEL, Some(&nonce))?,
             certificate: self.certificate,
             role: Role::Inference,
-            log: attestor.log().replay(),
+            log: self.service.log,
         };
-        let bundle = attestor
-            .evidence(binding.report_data())
-            .await
-            .map_err(|error| match error {
-                AttestError::Busy => ApiError::new(429, "quotes_busy", error.to_string()).retry_after(1),
-                AttestError::Platform(_) => {
-                    ApiError::new(503, "no_quote", "the platform does not give a quote").retry_after(5)
-                }
-            })?;
+        let fresh = self.service.fresh.answer(binding.leaf()).await;
+        let fresh = fresh.map_err(|error| match error {
+            AttestError::Busy => ApiError::new(429, "quotes_busy", error.to_string()).retry_after(1),
+            AttestError::Late | AttestError::Platform(_) => {
+                ApiError::new(503, "no_quote", "the platform does not give a quote").retry_after(5)
+            }
+        })?;
         Ok(respond(
-            "application/vnd.cocoon.evidence+cbor",
-            bundle.encode().into(),
+            "application/vnd.cocoon.fresh-evidence+cbor",
+            fresh.encode().into(),
         ))
     }
 

@@ -38,7 +38,8 @@ fn receipt_of(value: &Value) -> (SignedReceipt, ContentKey) {
 async fn fresh_evidence_binds_nonce_session_and_certificate_and_nothing_follows_ready() {
     let world = World::start().await;
     let mut client = world.client().await;
-    let bundle = client.evidence().await;
+    let fresh = client.evidence().await;
+    let bundle = &fresh.bundle;
     bundle.events.check_complete().unwrap();
     assert_eq!(
         bundle.events.payload(EventKind::LaunchDocument).unwrap(),
@@ -56,7 +57,7 @@ async fn fresh_evidence_binds_nonce_session_and_certificate_and_nothing_follows_
     let Platform::Tdx { quote } = &bundle.platform else {
         panic!("the platform is TDX");
     };
-    assert_eq!(quote.as_slice(), binding.report_data().0);
+    assert_eq!(quote.as_slice(), fresh.report_data(&binding.leaf()).0);
 
     let (mut paying, _) = world.paying_client().await;
     paying.chat("count 3", json!({})).await;

@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 use cocoon_evidence::{
-    BUNDLE_BYTES_MAX, BundleError, ENDORSEMENTS_BYTES_MAX, EvidenceBundle, FreshBinding, TlsBinding,
+    ENDORSEMENTS_BYTES_MAX, FRESH_BYTES_MAX, FreshBinding, FreshEvidence, FreshEvidenceError, TlsBinding,
 };
 use cocoon_protocol::{LaunchDocument, LaunchDocumentError};
 use cocoon_verify::{Floors, Policy, Refusal, Report, TrustedGuest, appraise};
@@ -52,9 +52,9 @@ pub enum ConnectError {
     /// A request for evidence has no usable answer.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
-    /// The fresh evidence is no bundle.
+    /// The fresh evidence is not an answer to the request for it.
     #[error("the fresh evidence cannot be read")]
-    Evidence(#[source] BundleError),
+    Evidence(#[source] FreshEvidenceError),
     /// The evidence was read, and does not meet the policy.
     #[error("{refusal}")]
     Refused {
@@ -96,21 +96,21 @@ pub async fn connect(
     let leaf = Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
     let endorsements = fetch_endorsements(&mut connection, deadlines).await?;
     let (certified, certificate_report) = judge_certificate(policy, floors, &leaf, &endorsements, now_s)?;
-    let bundle = fetch_evidence(&mut connection, deadlines).await?;
+    let fresh = fetch_evidence(&mut connection, deadlines).await?;
 
     let binding = FreshBinding {
         nonce: &connection.nonce,
         exporter: &connection.fresh_exporter,
         certificate: leaf.digest,
         role: policy.role(),
-        log: bundle.events.replay(),
+        log: fresh.bundle.events.replay(),
     };
     let appraisal = appraise(
         policy,
         floors,
-        &bundle,
+        &fresh.bundle,
         &endorsements,
-        &binding.report_data(),
+        &fresh.report_data(&binding.leaf()),
         now_s,
     );
     let verification = Verification {
@@ -197,7 +197,7 @@ async fn fetch_endorsements(
 async fn fetch_evidence(
     connection: &mut Connection,
     deadlines: &Deadlines,
-) -> Result<EvidenceBundle, ConnectError> {
+) -> Result<FreshEvidence, ConnectError> {
     let ask = Ask {
         step: Step::Evidence,
         method: Method::POST,
@@ -206,7 +206,7 @@ async fn fetch_evidence(
         body: Bytes::copy_from_slice(&connection.nonce),
     };
     let bytes = connection
-        .exchange(ask, BUNDLE_BYTES_MAX, deadlines.exchange)
+        .exchange(ask, FRESH_BYTES_MAX, deadlines.exchange)
         .await?;
-    EvidenceBundle::decode(&bytes).map_err(ConnectError::Evidence)
+    FreshEvidence::decode(&bytes).map_err(ConnectError::Evidence)
 }

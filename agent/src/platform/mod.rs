@@ -14,7 +14,7 @@ use cocoon_evidence::{Digest48, ReportData};
 use crate::transport::{BoxFuture, Dial};
 
 /// Why the platform did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{attempt} failed: {cause}")]
 pub struct PlatformError {
     /// What was attempted.

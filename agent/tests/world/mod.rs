@@ -19,7 +19,7 @@ use cocoon_agent::{
     serve::Deadlines,
     transport::{BoxFuture, BoxStream, Dial, Listen},
 };
-use cocoon_evidence::{Digest32, Digest48, ReportData};
+use cocoon_evidence::{Digest32, Digest48, FreshEvidence, ReportData};
 use cocoon_protocol::{
     AccountAddress, ContractCode, Grant, LaunchDocument, NetworkId, SessionProof, SignedGrant, TokenCounts,
     engine::{Fault, FinishReason, FromEngine, ToEngine},
@@ -436,16 +436,16 @@ impl Client {
             .unwrap()
     }
 
-    pub(crate) async fn evidence(&mut self) -> cocoon_evidence::EvidenceBundle {
+    pub(crate) async fn evidence(&mut self) -> FreshEvidence {
         let (status, body) = self
             .send("POST", "/.well-known/cocoon/evidence", NONCE.to_vec())
             .await;
         assert_eq!(status, StatusCode::OK);
-        cocoon_evidence::EvidenceBundle::decode(&body).unwrap()
+        FreshEvidence::decode(&body).unwrap()
     }
 
     pub(crate) async fn usage_key(&mut self) -> [u8; 32] {
-        let bundle = self.evidence().await;
+        let bundle = self.evidence().await.bundle;
         bundle
             .events
             .payload(cocoon_evidence::EventKind::UsageKey)

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use cocoon::Endpoint;
 use cocoon_evidence::{
     Digest32, Digest48, EVIDENCE_EXTENSION_OID, Endorsements, EventKind, EventLog, EvidenceBundle,
-    FreshBinding, Platform, ReportData, Role, TlsBinding, encode_extension,
+    FreshBinding, FreshEvidence, FreshTree, Platform, ReportData, Role, TlsBinding, encode_extension,
 };
 use cocoon_protocol::{
     AccountAddress, ContentKey, Grant, LaunchDocument, Limits, ModelVolume, NetworkId, NumericProfile,
@@ -167,7 +167,7 @@ impl Guest {
         }
     }
 
-    fn fresh(&mut self, nonce: &[u8; 32], exporter: &[u8; 32], certificate: Digest32) -> EvidenceBundle {
+    fn fresh(&mut self, nonce: &[u8; 32], exporter: &[u8; 32], certificate: Digest32) -> FreshEvidence {
         let binding = FreshBinding {
             nonce,
             exporter,
@@ -175,7 +175,13 @@ impl Guest {
             role: Role::Inference,
             log: self.log.replay(),
         };
-        self.bundle(binding.report_data())
+        // Somebody else asks at the same time.
+        let beside = FreshBinding {
+            nonce: &[0; 32],
+            ..binding.clone()
+        };
+        let tree = FreshTree::new(&[beside.leaf(), binding.leaf()]).unwrap();
+        tree.answer(1, self.bundle(tree.report_data()))
     }
 
     pub(crate) fn policy_terms(&self) -> PolicyTerms {

@@ -1,11 +1,12 @@
 //! What the 64 bytes of report data in a quote commit to.
 //!
 //! Report data = SHA-512 over a domain tag and length-prefixed fields. The two uses have different tags, so
-//! that evidence made for one can never be shown for the other.
+//! that evidence made for one can never be shown for the other: a TLS certificate's ([`TlsBinding`]), and the
+//! tree of requests for fresh evidence ([`crate::FreshTree`]), whose leaves are [`FreshBinding`]s.
 
 use sha2::{Digest as _, Sha512};
 
-use crate::{Digest32, Digest48};
+use crate::{Digest32, Digest48, FreshLeaf};
 
 /// Length of a verifier's nonce.
 pub const NONCE_BYTES: usize = 32;
@@ -64,7 +65,7 @@ impl TlsBinding<'_> {
     }
 }
 
-/// What fresh evidence binds: this verifier's nonce on this TLS connection.
+/// What one request for fresh evidence binds: this verifier's nonce on this TLS connection.
 #[derive(Debug, Clone)]
 pub struct FreshBinding<'a> {
     /// Chosen by the verifier, used once.
@@ -83,22 +84,20 @@ impl FreshBinding<'_> {
     /// Label of the TLS exporter.
     pub const EXPORTER_LABEL: &'static [u8] = b"EXPORTER-Cocoon-evidence-v1";
 
-    /// The report data for these values.
-    pub fn report_data(&self) -> ReportData {
-        report_data(
-            b"cocoon-fresh-v1",
-            &[
-                self.nonce,
-                self.exporter,
-                self.certificate.as_bytes(),
-                self.role.name().as_bytes(),
-                self.log.as_bytes(),
-            ],
-        )
+    /// The request, as the tree that a quote binds holds it.
+    pub fn leaf(&self) -> FreshLeaf {
+        FreshLeaf::of(&[
+            b"cocoon-fresh-request-v2",
+            self.nonce,
+            self.exporter,
+            self.certificate.as_bytes(),
+            self.role.name().as_bytes(),
+            self.log.as_bytes(),
+        ])
     }
 }
 
-fn report_data(domain: &[u8], fields: &[&[u8]]) -> ReportData {
+pub(crate) fn report_data(domain: &[u8], fields: &[&[u8]]) -> ReportData {
     let mut hash = Sha512::new();
     for field in std::iter::once(&domain).chain(fields) {
         hash.update((field.len() as u64).to_le_bytes());

@@ -10,6 +10,7 @@ mod certificate;
 mod digest;
 mod endorsements;
 mod event;
+mod fresh;
 mod gpu;
 mod register;
 
@@ -22,5 +23,9 @@ pub use certificate::{
 pub use digest::{Digest32, Digest48, ParseDigestError};
 pub use endorsements::{ENDORSEMENTS_BYTES_MAX, ENDORSEMENTS_MEDIA_TYPE, Endorsements, EndorsementsError};
 pub use event::{EVENT_PAYLOAD_BYTES_MAX, EventKind, EventLog, EventLogError, RuntimeEvent};
+pub use fresh::{
+    FRESH_BYTES_MAX, FRESH_REQUESTS_MAX, FreshEvidence, FreshEvidenceError, FreshLeaf, FreshTree,
+    FreshTreeError,
+};
 pub use gpu::GpuEvidence;
 pub use register::{Register, Rtmr};

@@ -14,7 +14,7 @@ mod snp_forge;
 mod world;
 
 use cocoon_evidence::{
-    Digest32, Digest48, ENDORSEMENTS_BYTES_MAX, EvidenceBundle, FreshBinding, Role, TlsBinding,
+    Digest32, Digest48, ENDORSEMENTS_BYTES_MAX, EvidenceBundle, FreshBinding, FreshTree, Role, TlsBinding,
 };
 use cocoon_simulator::{
     COLLATERAL_LIFETIME_S, InitialRegisters, SIMULATED_TCB_EVALUATION_NUMBER, SIMULATED_TD_ATTRIBUTES,
@@ -280,10 +280,18 @@ fn fresh_evidence_replayed_is_refused() {
         role: Role::Inference,
         log,
     };
-    let bundle = quoted(&mut td, events, asked.report_data());
+    let beside = FreshBinding {
+        nonce: &[9; 32],
+        ..asked.clone()
+    };
+    let tree = FreshTree::new(&[asked.leaf(), beside.leaf()]).unwrap();
+    let bundle = quoted(&mut td, events, tree.report_data());
+    let fresh = tree.answer(0, bundle.clone());
     let collateral = world.endorsements();
-    let judge =
-        |binding: &FreshBinding<'_>| world.judge_with(&bundle, &collateral, &binding.report_data(), NOW_S);
+    let judge = |binding: &FreshBinding<'_>| {
+        let report_data = fresh.report_data(&binding.leaf());
+        world.judge_with(&bundle, &collateral, &report_data, NOW_S)
+    };
     assert!(judge(&asked).1.is_ok());
     let other_nonce = FreshBinding {
         nonce: &[3; 32],
@@ -297,7 +305,7 @@ fn fresh_evidence_replayed_is_refused() {
         certificate: Digest32::of(b"other"),
         ..asked.clone()
     };
-    for binding in [other_nonce, other_session, other_certificate] {
+    for binding in [beside, other_nonce, other_session, other_certificate] {
         assert_refused(judge(&binding), RefusalClass::Channel, &["report data"]);
     }
     let as_certificate = tls_report_data(&bundle.events);
