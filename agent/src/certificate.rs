@@ -9,8 +9,7 @@ use cocoon_evidence::{
     CERTIFICATE_BYTES_MAX, Digest32, EVIDENCE_EXTENSION_OID, Role, TlsBinding, encode_extension,
 };
 use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData as _, date_time_ymd,
+    CertificateParams, CustomExtension, DistinguishedName, DnType, PublicKeyData as _, date_time_ymd,
 };
 use rustls::{
     ServerConfig,
@@ -18,8 +17,9 @@ use rustls::{
         CryptoProvider,
         aws_lc_rs::{self, cipher_suite, kx_group},
     },
-    pki_types::PrivatePkcs8KeyDer,
+    pki_types::CertificateDer,
     server::NoServerSessionStorage,
+    sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
 use tokio::{sync::watch, time::sleep};
@@ -29,15 +29,22 @@ use crate::{
     attest::{AttestError, Attestor},
     console::EXPORT,
     meter::now_s,
+    tls_key::TlsKey,
 };
 
 /// Validity of a certificate, in all under a day.
 const VALID_S: i64 = 22 * 3600;
 /// Clients' clocks may be behind the guest's, which comes from the host.
 const BACKDATED_S: i64 = 300;
-/// A new identity after about half of a certificate's life.
-const ROTATE_AFTER: Duration = Duration::from_secs(11 * 3600);
+/// A new identity after half of a certificate's life. Clients hold a key for good until then, so a platform that
+/// gives no quote for some hours does no harm.
+pub const ROTATE_AFTER: Duration = Duration::from_secs(11 * 3600);
 const ROTATE_RETRY: Duration = Duration::from_secs(60);
+const _: () = assert!(VALID_S <= 24 * 3600, "a certificate is valid for a day at most");
+const _: () = assert!(
+    3 * (BACKDATED_S + ROTATE_AFTER.as_secs() as i64) < 2 * VALID_S,
+    "a certificate is replaced before two thirds of its life"
+);
 
 /// A key, its certificate and the TLS settings that use them.
 pub struct Identity {
@@ -59,8 +66,11 @@ pub enum IdentityError {
         /// Its length.
         bytes: usize,
     },
-    /// Key generation or encoding.
-    #[error("the TLS key or its certificate cannot be made")]
+    /// The random numbers, or the library.
+    #[error("no TLS key can be made")]
+    Key(#[from] ::aws_lc_rs::error::Unspecified),
+    /// Encoding or signing it.
+    #[error("the certificate cannot be made")]
     Certificate(#[from] rcgen::Error),
     /// The TLS library refuses them.
     #[error("TLS cannot be set up")]
@@ -73,7 +83,7 @@ impl Identity {
     /// # Errors
     /// See [`IdentityError`].
     pub async fn generate(attestor: &Attestor, usage_key: &[u8; 32]) -> Result<Self, IdentityError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let key = TlsKey::generate()?;
         let not_before_s = now_s() as i64 - BACKDATED_S;
         let not_after_s = not_before_s + VALID_S;
         let binding = TlsBinding {
@@ -85,48 +95,64 @@ impl Identity {
             log: attestor.log().replay(),
         };
         let bundle = attestor.evidence(binding.report_data()).await?;
-        let mut params = CertificateParams::new(vec!["cocoon.invalid".into()])?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Cocoon guest");
-        let at = |seconds: i64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds.max(0) as u64);
-        (params.not_before, params.not_after) = (at(not_before_s), at(not_after_s));
-        let extension = CustomExtension::from_oid_content(&EVIDENCE_EXTENSION_OID, encode_extension(&bundle));
-        params.custom_extensions = vec![extension];
-        let certificate = params.self_signed(&key)?.der().clone();
-        if certificate.len() > CERTIFICATE_BYTES_MAX {
-            return Err(IdentityError::TooLarge {
-                bytes: certificate.len(),
-            });
-        }
-        let digest = Digest32::of(&certificate);
-        let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
-            .with_protocol_versions(&[&TLS13])?
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )?;
-        // No resumption in any form: every session proves possession of the attested key anew.
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.max_early_data_size = 0;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let certificate = certificate(&key, (not_before_s, not_after_s), encode_extension(&bundle))?;
         Ok(Self {
-            config: Arc::new(config),
-            certificate: digest,
+            certificate: Digest32::of(&certificate),
+            config: Arc::new(config(key, certificate)?),
         })
     }
 }
 
-/// Replaces the identity from time to time, for ever.
-pub async fn rotate(attestor: &Attestor, usage_key: &[u8; 32], current: &watch::Sender<Arc<Identity>>) {
-    let mut pause = ROTATE_AFTER;
+fn certificate(
+    key: &TlsKey,
+    (not_before_s, not_after_s): (i64, i64),
+    extension: Vec<u8>,
+) -> Result<CertificateDer<'static>, IdentityError> {
+    let at = |seconds: i64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds.max(0) as u64);
+    let mut params = CertificateParams::new(vec!["cocoon.invalid".into()])?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "Cocoon guest");
+    (params.not_before, params.not_after) = (at(not_before_s), at(not_after_s));
+    params.custom_extensions = vec![CustomExtension::from_oid_content(
+        &EVIDENCE_EXTENSION_OID,
+        extension,
+    )];
+    let certificate = params.self_signed(key)?.der().clone();
+    match certificate.len() {
+        bytes if bytes > CERTIFICATE_BYTES_MAX => Err(IdentityError::TooLarge { bytes }),
+        _ => Ok(certificate),
+    }
+}
+
+/// TLS 1.3 without resumption in any form: every session proves possession of the attested key anew.
+fn config(key: TlsKey, certificate: CertificateDer<'static>) -> Result<ServerConfig, rustls::Error> {
+    let certified = CertifiedKey::new(vec![certificate], key.into_tls()?);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Replaces the identity each time that `after` has passed, for ever. Connections go on under the one that they
+/// began with.
+pub async fn rotate(
+    attestor: &Attestor,
+    usage_key: &[u8; 32],
+    current: &watch::Sender<Arc<Identity>>,
+    after: Duration,
+) {
+    let mut pause = after;
     loop {
         sleep(pause).await;
         pause = match Identity::generate(attestor, usage_key).await {
             Ok(identity) => {
                 current.send_replace(Arc::new(identity));
-                ROTATE_AFTER
+                after
             }
             Err(error) => {
                 warn!(target: EXPORT, "the TLS key is not replaced yet: {error}");
@@ -146,5 +172,152 @@ fn provider() -> CryptoProvider {
         ],
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
         ..aws_lc_rs::default_provider()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, NamedGroup, ServerConnection,
+        SignatureScheme,
+        client::{
+            Resumption,
+            danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        },
+        crypto::{SupportedKxGroup, verify_tls13_signature},
+        pki_types::{ServerName, UnixTime},
+    };
+
+    use super::*;
+
+    /// Takes any certificate whose key signs the handshake.
+    #[derive(Debug)]
+    struct AnyCertificate(CryptoProvider);
+
+    impl ServerCertVerifier for AnyCertificate {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::General("TLS 1.2 was negotiated".into()))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            let algorithms = &self.0.signature_verification_algorithms;
+            verify_tls13_signature(message, certificate, signature, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
+
+    fn server() -> Arc<ServerConfig> {
+        let key = TlsKey::generate().unwrap();
+        let now_s = now_s() as i64;
+        let certificate = certificate(&key, (now_s, now_s + VALID_S), vec![]).unwrap();
+        Arc::new(config(key, certificate).unwrap())
+    }
+
+    fn client(groups: &[&'static dyn SupportedKxGroup]) -> ClientConfig {
+        let provider = CryptoProvider {
+            kx_groups: groups.to_vec(),
+            ..aws_lc_rs::default_provider()
+        };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider.clone()))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            .with_no_client_auth();
+        config.resumption = Resumption::in_memory_sessions(8);
+        config.enable_early_data = true;
+        config
+    }
+
+    fn connect(
+        server: &Arc<ServerConfig>,
+        client: &Arc<ClientConfig>,
+    ) -> Result<(ServerConnection, ClientConnection), rustls::Error> {
+        let name = ServerName::try_from("cocoon.invalid").unwrap();
+        let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
+        let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
+        // What a client could send before the handshake is over.
+        if let Some(mut early) = client.early_data() {
+            assert!(std::io::Write::write(&mut early, b"prompt").is_err());
+        }
+        for _ in 0..8 {
+            let mut wire = vec![];
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut wire = wire.as_slice();
+            while !wire.is_empty() {
+                server.read_tls(&mut wire).unwrap();
+                server.process_new_packets()?;
+            }
+            let mut wire = vec![];
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut wire = wire.as_slice();
+            while !wire.is_empty() {
+                client.read_tls(&mut wire).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        Ok((server, client))
+    }
+
+    #[test]
+    fn a_client_that_wants_to_resume_or_to_send_early_gets_a_full_handshake_each_time() {
+        let (server, client) = (server(), Arc::new(client(&[kx_group::X25519MLKEM768])));
+        for _ in 0..3 {
+            let (ours, theirs) = connect(&server, &client).unwrap();
+            assert_eq!(ours.handshake_kind(), Some(HandshakeKind::Full));
+            assert_eq!(theirs.tls13_tickets_received(), 0);
+            assert!(!theirs.is_early_data_accepted());
+        }
+    }
+
+    #[test]
+    fn the_hybrid_key_exchange_is_used_with_clients_that_have_it() {
+        let hybrid = kx_group::X25519MLKEM768;
+        let classic = kx_group::X25519;
+        let cases: [(&[&'static dyn SupportedKxGroup], _); 2] = [
+            (&[hybrid, classic], NamedGroup::X25519MLKEM768),
+            (&[classic], NamedGroup::X25519),
+        ];
+        for (offered, expected) in cases {
+            let (ours, _) = connect(&server(), &Arc::new(client(offered))).unwrap();
+            let group = ours.negotiated_key_exchange_group().unwrap();
+            assert_eq!(group.name(), expected, "{offered:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_over_what_clients_accept_is_not_made() {
+        let key = TlsKey::generate().unwrap();
+        let refused = certificate(&key, (0, VALID_S), vec![0; CERTIFICATE_BYTES_MAX]);
+        assert!(matches!(refused, Err(IdentityError::TooLarge { .. })));
     }
 }

@@ -81,7 +81,7 @@ pub async fn run(
         tokio::join!(
             serve::serve(Arc::clone(&service), &mut *https),
             service.fresh.make(),
-            certificate::rotate(&attestor, &usage_key, &identity),
+            certificate::rotate(&attestor, &usage_key, &identity, deadlines.rotate),
             outbox.deliver(&records_host),
         );
     };

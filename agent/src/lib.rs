@@ -26,4 +26,5 @@ pub mod process;
 pub mod records;
 pub mod serve;
 pub mod system;
+mod tls_key;
 pub mod transport;

@@ -39,7 +39,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use crate::{
     answer::{self, Body, Job},
     attest::AttestError,
-    certificate::Identity,
+    certificate::{self, Identity},
     engine::Engine,
     fresh::FreshQuotes,
     meter::{self, Meter, MeterError},
@@ -58,7 +58,7 @@ const GRANT_BYTES_MAX: usize = 8 * 1024;
 /// After a listener's error, which can be one that comes again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long others may take, and their word counts; tests shorten them.
+/// How long others may take, and their word and our key count; tests shorten them.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// TLS handshake.
@@ -72,6 +72,8 @@ pub struct Deadlines {
     /// How long the host's word on a grant's credit is used before it is asked again. Less than the time before a
     /// grant's expiry at which the host gives no more credit, or what is served in between is never paid.
     pub credit: Duration,
+    /// How long a TLS identity is given to new connections.
+    pub rotate: Duration,
 }
 
 impl Default for Deadlines {
@@ -82,6 +84,7 @@ impl Default for Deadlines {
             body: Duration::from_secs(30),
             write: Duration::from_secs(60),
             credit: Duration::from_secs(15),
+            rotate: certificate::ROTATE_AFTER,
         }
     }
 }

@@ -17,6 +17,7 @@ use cocoon_evidence::{
 };
 use cocoon_protocol::{ContentKey, SessionProof, SignedReceipt, TokenCounts};
 use ed25519_dalek::SigningKey;
+use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -92,6 +93,33 @@ async fn the_certificate_carries_evidence_over_its_own_key_and_validity() {
     };
     assert_eq!(quote.as_slice(), binding.report_data().0);
     assert!(binding.not_after_s - binding.not_before_s <= 24 * 3600);
+}
+
+#[tokio::test]
+async fn a_new_tls_key_is_for_new_connections_and_drops_no_stream() {
+    let deadlines = Deadlines {
+        rotate: Duration::from_millis(50),
+        ..Deadlines::default()
+    };
+    let world = World::start_with(4, deadlines).await;
+    let (mut client, grant) = world.paying_client().await;
+    let stream = json!({"stream": true});
+    let response = client
+        .open("POST", "/v1/chat/completions", chat_body("wait", &stream))
+        .await;
+    let first = client.certificate.clone();
+    while world.client().await.certificate == first {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.script.go.notify_one();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let (receipt, _) = receipt_of(&parse(events(&body).iter().rev().nth(1).unwrap().as_bytes()));
+    assert!(
+        receipt.is_genuine(&grant.grant.agent_key),
+        "the usage key is the same"
+    );
+    assert_eq!(receipt.receipt.tokens.output, 2);
+    assert_eq!(client.evidence().await.bundle.events.events().len(), 5);
 }
 
 #[tokio::test]

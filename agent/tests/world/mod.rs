@@ -37,7 +37,13 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use serde_json::{Value, json};
-use tokio::{io::duplex, net::UnixStream, sync::mpsc, task::JoinHandle, time::sleep};
+use tokio::{
+    io::duplex,
+    net::UnixStream,
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+    time::sleep,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub(crate) const MODEL: &str = "demo";
@@ -167,10 +173,12 @@ impl Volumes for Disk {
     }
 }
 
-/// An engine that does what the last message says: `count N`, `die`, `hang`, `refuse`.
+/// An engine that does what the last message says: `count N`, `die`, `hang`, `refuse`, and `wait`, which ends once
+/// `go` is told.
 #[derive(Default)]
 pub(crate) struct Script {
     pub(crate) starts: AtomicU64,
+    pub(crate) go: Arc<Notify>,
 }
 
 pub(crate) const INPUT_TOKENS: u64 = 7;
@@ -181,7 +189,7 @@ impl Spawn for Script {
         let (socket, theirs) = UnixStream::pair()?;
         Ok(EngineProcess {
             socket,
-            guard: Box::new(Abort(tokio::spawn(play(theirs)))),
+            guard: Box::new(Abort(tokio::spawn(play(theirs, Arc::clone(&self.go))))),
         })
     }
 }
@@ -194,7 +202,7 @@ impl Drop for Abort {
     }
 }
 
-async fn play(mut socket: UnixStream) {
+async fn play(mut socket: UnixStream, go: Arc<Notify>) {
     while let Ok(message) = read_frame_async(&mut socket).await {
         let replies = match message {
             ToEngine::Load { .. } => vec![FromEngine::Loaded { elapsed_ms: 5 }],
@@ -223,6 +231,12 @@ async fn play(mut socket: UnixStream) {
                         reason: "too long".into(),
                     }],
                     ("hang", _) => vec![started, text(1)],
+                    ("wait", _) => {
+                        write_frame_async(&mut socket, &started).await.unwrap();
+                        write_frame_async(&mut socket, &text(1)).await.unwrap();
+                        go.notified().await;
+                        vec![text(2), finished(id, FinishReason::Stop, 2)]
+                    }
                     _ => {
                         write_frame_async(&mut socket, &started).await.unwrap();
                         write_frame_async(&mut socket, &text(1)).await.unwrap();
