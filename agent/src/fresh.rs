@@ -230,8 +230,8 @@ mod tests {
     }
 
     fn is_bound((leaf, fresh): &(FreshLeaf, FreshEvidence)) -> bool {
-        let Evidence::Tdx { quote } = &fresh.bundle.platform;
-        quote.as_slice() == fresh.report_data(leaf).0
+        matches!(&fresh.bundle.platform, Evidence::Tdx { quote }
+            if quote.as_slice() == fresh.report_data(leaf).0)
     }
 
     #[tokio::test(start_paused = true)]
