@@ -160,7 +160,7 @@ fn judge_parts(
         chip,
         architecture,
     };
-    judge_fwid(&device, chain, rows);
+    judge_fwid(&device, chain, terms.is_some(), rows);
     let all_measured = RimJudge::new(inputs, rims, revocation).judge(&device, rows);
     rows_of_measurements(all_measured && !rows.failed(), rows);
     judge_mode(&device, terms, rows);
@@ -245,8 +245,10 @@ fn judge_architecture(
     );
 }
 
-/// The firmware that signed the report is the one that the boot ROM certified.
-fn judge_fwid(device: &Device<'_>, chain: &Chain<'_>, rows: &mut Rows) {
+/// The firmware that signed the report is the one that the boot ROM certified. NVSwitches do not repeat its digest in
+/// the report, and need not: the certified key signed the report. With a policy there is then no row, which would
+/// stay open.
+fn judge_fwid(device: &Device<'_>, chain: &Chain<'_>, has_terms: bool, rows: &mut Rows) {
     let certified = chain
         .certificates
         .first()
@@ -273,6 +275,7 @@ fn judge_fwid(device: &Device<'_>, chain: &Chain<'_>, rows: &mut Rows) {
                 detail,
             );
         }
+        None if has_terms => {}
         None => rows.skip(
             "device.fwid",
             &certified,

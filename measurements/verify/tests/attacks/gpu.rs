@@ -111,6 +111,18 @@ fn a_gpu_that_meets_the_policy_is_trusted_with_its_guest() {
 }
 
 #[test]
+fn firmware_that_does_not_repeat_its_digest_leaves_no_row_open() {
+    let mut gpu = Gpu::new();
+    gpu.lab.opaque.retain(|(number, _)| *number != 20);
+    let bundle = gpu.bundle(vec![gpu.evidence()]);
+    let report_data = tls_report_data(&bundle.events);
+    let (report, trusted) = gpu
+        .world
+        .judge_with(&bundle, &gpu.endorsements, &report_data, NOW_S);
+    assert!(trusted.is_ok(), "{report:#?}");
+}
+
+#[test]
 fn a_policy_that_asks_for_gpus_without_rules_for_them_is_none() {
     let mut terms = World::new().terms;
     terms.events.gpu_evidence = GpuEvidenceRule::Nvidia;
