@@ -45,6 +45,8 @@ pub struct TrustedGuest {
     usage_key: [u8; 32],
     platform: PlatformId,
     simulated: bool,
+    valid_until_s: u64,
+    tcb_evaluation_number: Option<u32>,
 }
 
 impl TrustedGuest {
@@ -74,6 +76,19 @@ impl TrustedGuest {
     /// money may be granted.
     pub fn is_simulated(&self) -> bool {
         self.simulated
+    }
+
+    /// From this second on (since 1970) the same appraisal would end otherwise, because the policy or an endorsement
+    /// of the quote has expired. Who remembers a verdict has to forget it by then. The dates of SEV-SNP and GPU
+    /// endorsements are judged, too, but not in here: remember such a verdict for minutes.
+    pub fn valid_until_s(&self) -> u64 {
+        self.valid_until_s
+    }
+
+    /// Of the endorsements that it was judged by, where the vendor numbers them (TDX). Who remembers it as a floor is
+    /// not shown older ones again.
+    pub fn tcb_evaluation_number(&self) -> Option<u32> {
+        self.tcb_evaluation_number
     }
 }
 
@@ -205,13 +220,28 @@ fn judge(input: &Input<'_>, endorsements: &[u8], roots: &VendorRoots) -> Apprais
 }
 
 /// The report is the proof; what is missing here would have failed a row.
-fn trusted(policy: &Policy, bundle: &EvidenceBundle, platform: Option<PlatformId>) -> Option<TrustedGuest> {
+fn trusted(
+    policy: &Policy,
+    bundle: &EvidenceBundle,
+    platform: Option<ProvenPlatform>,
+) -> Option<TrustedGuest> {
+    let platform = platform?;
     Some(TrustedGuest {
         events: bundle.events.clone(),
         usage_key: bundle.events.payload(EventKind::UsageKey)?.try_into().ok()?,
-        platform: platform?,
         simulated: policy.is_simulated(),
+        valid_until_s: policy.terms().expires_s.min(platform.endorsed_until_s),
+        tcb_evaluation_number: platform.tcb_evaluation_number,
+        platform: platform.id,
     })
+}
+
+/// What is known of a platform whose evidence is authentic.
+struct ProvenPlatform {
+    id: PlatformId,
+    /// The first second at which an endorsement has expired.
+    endorsed_until_s: u64,
+    tcb_evaluation_number: Option<u32>,
 }
 
 /// Collects the rows, and knows whether what the quote says is proven.

@@ -3,7 +3,7 @@
 
 use cocoon_evidence::{Digest32, Endorsements, EventKind};
 
-use super::{Input, PlatformId, Row, Rows, judged, unproven};
+use super::{Input, PlatformId, ProvenPlatform, Row, Rows, judged, unproven};
 use crate::{
     judgement::{FailureClass, JudgedCheck, Judgement, Status},
     report::{Fault, RefusalClass, Verdict},
@@ -17,7 +17,7 @@ pub(super) fn check(
     report: &[u8],
     input: &Input<'_>,
     (endorsements, root): (&Endorsements, &SnpRoot),
-) -> Option<PlatformId> {
+) -> Option<ProvenPlatform> {
     let files: Vec<_> = endorsements.snp.iter().map(|file| file.as_slice()).collect();
     let judgement = judge_snp(&SnpInputs {
         report,
@@ -36,8 +36,12 @@ pub(super) fn check(
     // The report data is computed over this very log.
     rows.authentic &= holds(&judgement, "report-data");
     let report = report.filter(|_| is_authentic(&judgement))?;
-    Some(PlatformId::Snp {
-        chip_id: report.chip_id(),
+    Some(ProvenPlatform {
+        id: PlatformId::Snp {
+            chip_id: report.chip_id(),
+        },
+        endorsed_until_s: u64::MAX,
+        tcb_evaluation_number: None,
     })
 }
 

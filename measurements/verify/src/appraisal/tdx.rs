@@ -2,7 +2,7 @@
 
 use cocoon_evidence::{Digest48, Endorsements, ReportData};
 
-use super::{Input, PlatformId, Row, Rows, any_of, compare, unproven};
+use super::{Input, PlatformId, ProvenPlatform, Row, Rows, any_of, compare, unproven};
 use crate::{
     date::date_text,
     judgement::FailureClass,
@@ -19,7 +19,7 @@ pub(super) fn check(
     quote: &[u8],
     input: &Input<'_>,
     endorsements: &Endorsements,
-) -> Option<PlatformId> {
+) -> Option<ProvenPlatform> {
     let parsed = check_format(rows, quote);
     let verified = check_authenticity(rows, root, parsed.as_ref(), &endorsements.tdx, input.now_s);
     check_tcb(rows, tdx, input.floors, verified.as_ref(), input.now_s);
@@ -29,10 +29,17 @@ pub(super) fn check(
     check_td(rows, tdx, claimed);
     check_registers(rows, tdx, claimed);
     check_rtmr3(rows, input.bundle.events.replay(), claimed);
-    let platform = verified?.pck().platform().clone();
-    Some(PlatformId::Tdx {
-        fmspc: platform.fmspc,
-        ppid: platform.ppid.to_vec(),
+    let verified = verified?;
+    let pck = verified.pck();
+    let platform = pck.platform();
+    Some(ProvenPlatform {
+        id: PlatformId::Tdx {
+            fmspc: platform.fmspc,
+            ppid: platform.ppid.to_vec(),
+        },
+        // The last second is inclusive.
+        endorsed_until_s: pck.validity().until_s().saturating_add(1),
+        tcb_evaluation_number: Some(pck.collateral().evaluation_number()),
     })
 }
 

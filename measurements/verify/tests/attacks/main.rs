@@ -367,6 +367,23 @@ fn an_expired_policy_accepts_nothing() {
 }
 
 #[test]
+fn a_remembered_verdict_ends_with_the_first_thing_that_expires() {
+    let mut world = World::new();
+    for policy_expires_s in [NOW_S + 1000, u64::MAX / 4] {
+        world.terms.expires_s = policy_expires_s;
+        let bundle = world.bundle();
+        let report_data = tls_report_data(&bundle.events);
+        let judge_at = |now_s| {
+            let collateral = world.endorsements();
+            world.judge_with(&bundle, &collateral, &report_data, now_s).1
+        };
+        let until_s = judge_at(NOW_S).unwrap().valid_until_s();
+        assert!(judge_at(until_s - 1).is_ok());
+        assert!(judge_at(until_s).is_err());
+    }
+}
+
+#[test]
 fn expired_endorsements_are_refused_as_stale_and_not_as_forged() {
     let mut world = World::new();
     world.terms.expires_s = u64::MAX / 4;
