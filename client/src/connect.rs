@@ -1,6 +1,7 @@
-//! From an address to a [`Session`]: connect, judge the certificate's evidence, judge fresh evidence.
+//! From an address to a [`Session`]: connect, judge the certificate's evidence, judge fresh evidence. A
+//! [`Verifier`](crate::Verifier) does the same and remembers it.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use cocoon_evidence::{
@@ -12,8 +13,10 @@ use hyper::Method;
 use serde::Serialize;
 
 use crate::{
-    CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Session, Step, exchange::Ask,
-    transport::Connection,
+    CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Proof, Session, Step,
+    exchange::Ask,
+    proof::Moment,
+    transport::{Connection, tls_config},
 };
 
 /// What was judged so far. On a refusal the last report holds the reason.
@@ -80,8 +83,8 @@ pub enum ConnectError {
     Random(#[source] io::Error),
 }
 
-/// Connects to a guest and verifies it. `floors` is what the caller remembers, `now_s` the clock, seconds since
-/// 1970.
+/// Connects to a guest and verifies it, whatever was verified before. `floors` is what the caller remembers,
+/// `now_s` the clock, seconds since 1970. Who connects more than once keeps a [`Verifier`](crate::Verifier) instead.
 ///
 /// # Errors
 /// See [`ConnectError`]; until this returns a session, no byte beyond the requests for evidence is sent.
@@ -92,11 +95,25 @@ pub async fn connect(
     now_s: u64,
     deadlines: &Deadlines,
 ) -> Result<Session, ConnectError> {
-    let mut connection = Connection::dial(endpoint, deadlines).await?;
+    let tls = Arc::new(tls_config()?);
+    let mut connection = Connection::dial(endpoint, &tls, deadlines).await?;
+    let proof = prove(&mut connection, policy, floors, now_s, deadlines).await?;
+    Session::over(connection, Arc::new(proof), *deadlines).await
+}
+
+/// Judges the evidence in the certificate and fresh evidence for this connection.
+pub(crate) async fn prove(
+    connection: &mut Connection,
+    policy: &Policy,
+    floors: Floors,
+    now_s: u64,
+    deadlines: &Deadlines,
+) -> Result<Proof, ConnectError> {
+    let started = Moment::at(now_s);
     let leaf = Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
-    let endorsements = fetch_endorsements(&mut connection, deadlines).await?;
+    let endorsements = fetch_endorsements(connection, deadlines).await?;
     let (certified, certificate_report) = judge_certificate(policy, floors, &leaf, &endorsements, now_s)?;
-    let fresh = fetch_evidence(&mut connection, deadlines).await?;
+    let fresh = fetch_evidence(connection, deadlines).await?;
 
     let binding = FreshBinding {
         nonce: &connection.nonce,
@@ -127,7 +144,7 @@ pub async fn connect(
         });
     }
     let launch = LaunchDocument::parse(guest.launch_document()).map_err(ConnectError::LaunchDocument)?;
-    Ok(Session::new(connection, guest, launch, verification, *deadlines))
+    Ok(Proof::new(guest, launch, verification, &leaf, started))
 }
 
 fn judge_certificate(

@@ -51,11 +51,20 @@ impl FromStr for Endpoint {
     type Err = ParseEndpointError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = |reason| ParseEndpointError {
-            text: text.chars().take(200).collect(),
-            reason,
-        };
-        let uri: Uri = text.parse().map_err(|_| error("it is not a URL"))?;
+        let uri: Uri = text.parse().map_err(|_| error(text, "it is not a URL"))?;
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(error(text, "it must not name a path"));
+        }
+        Self::try_from(&uri)
+    }
+}
+
+/// Of any `https` URL; its path plays no part.
+impl TryFrom<&Uri> for Endpoint {
+    type Error = ParseEndpointError;
+
+    fn try_from(uri: &Uri) -> Result<Self, Self::Error> {
+        let error = |reason| error(&uri.to_string(), reason);
         if uri.scheme_str() != Some("https") {
             return Err(error("only https is spoken"));
         }
@@ -65,9 +74,6 @@ impl FromStr for Endpoint {
         {
             return Err(error("it has to name a host and no user"));
         }
-        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err(error("it must not name a path"));
-        }
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(host.clone()).map_err(|_| error("the host is no name or address"))?;
@@ -76,6 +82,13 @@ impl FromStr for Endpoint {
             host,
             name,
         })
+    }
+}
+
+fn error(text: &str, reason: &'static str) -> ParseEndpointError {
+    ParseEndpointError {
+        text: text.chars().take(200).collect(),
+        reason,
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) struct Ask {
     pub(crate) body: Bytes,
 }
 
-impl Connection {
+impl<S> Connection<S> {
     /// Sends a request; the answer's body is still to be read.
     pub(crate) async fn send(&mut self, ask: Ask) -> Result<Response<Incoming>, ExchangeError> {
         let step = ask.step;

@@ -9,31 +9,41 @@
 //! Everything that arrives over the network is bounded, has a deadline and may be hostile.
 
 mod api;
+mod attested;
 mod certificate;
+mod clock;
 mod connect;
+mod connector;
 mod endpoint;
 mod exchange;
 mod exit;
 mod pay;
 mod plain;
+mod proof;
 mod receipt;
 mod session;
 mod stream;
 mod table;
 mod transport;
+mod verifier;
 mod wallet;
 
+pub use attested::AttestedStream;
 pub use certificate::{CLOCK_SKEW_S, CertificateFault, Leaf, VALIDITY_S_MAX};
+pub use clock::now_s;
 pub use connect::{ConnectError, Verification, connect};
+pub use connector::{Connector, ConnectorError};
 pub use endpoint::{Endpoint, ParseEndpointError};
 pub use exchange::{ExchangeError, Step};
 pub use exit::Exit;
 pub use pay::{GRANT_LIFETIME_S, PayError, Purse, need_nano};
 pub use plain::plain;
+pub use proof::{FRESH_FOR, Proof};
 pub use receipt::ReceiptFault;
 pub use session::{
     Answer, BoundGrant, ChatError, ChatOptions, PROMPT_BYTES_MAX, PaidSession, Session, Standing,
 };
 pub use table::{Style, refusal_lines, render};
 pub use transport::Deadlines;
+pub use verifier::{PROOFS_MAX, Verifier};
 pub use wallet::{Wallet, WalletError};

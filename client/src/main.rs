@@ -3,11 +3,7 @@
 mod cli;
 mod command;
 
-use std::{
-    io::IsTerminal as _,
-    process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use cocoon::Exit;
@@ -50,11 +46,4 @@ fn report(failure: Failure, json: bool) -> Exit {
 /// <https://no-color.org>: set and not empty.
 fn no_colour() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-}
-
-/// The only place that reads the clock; seconds since 1970.
-fn now_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
 }

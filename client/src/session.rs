@@ -1,5 +1,7 @@
 //! A verified connection, and a verified connection that is paid for.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
 use crate::{
-    Deadlines, ExchangeError, ReceiptFault, Step, Verification, api,
+    AttestedStream, ConnectError, Deadlines, ExchangeError, Proof, ReceiptFault, Step, Verification, api,
     exchange::{Ask, status_error, within},
     receipt::{self, Expected},
     stream::{Event, Events},
@@ -29,13 +31,12 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 const STANDING_BYTES_MAX: usize = 4 * 1024;
 
-/// A connection whose other end is a guest that meets the policy. Made by [`crate::connect`] only.
+/// A connection whose other end is a guest that meets the policy. Made by [`crate::connect`] and
+/// [`crate::Verifier::connect`] only.
 #[derive(Debug)]
 pub struct Session {
-    connection: Connection,
-    guest: TrustedGuest,
-    launch: LaunchDocument,
-    verification: Verification,
+    connection: Connection<AttestedStream>,
+    proof: Arc<Proof>,
     deadlines: Deadlines,
 }
 
@@ -131,35 +132,40 @@ pub enum ChatError {
 }
 
 impl Session {
-    pub(crate) fn new(
+    /// The caller has judged the evidence of this very connection, or knows its certificate's key as proven.
+    pub(crate) async fn over(
         connection: Connection,
-        guest: TrustedGuest,
-        launch: LaunchDocument,
-        verification: Verification,
+        proof: Arc<Proof>,
         deadlines: Deadlines,
-    ) -> Self {
-        Self {
-            connection,
-            guest,
-            launch,
-            verification,
+    ) -> Result<Self, ConnectError> {
+        let stream_proof = Arc::clone(&proof);
+        Ok(Self {
+            connection: connection
+                .wrap(|tls| AttestedStream::new(tls, stream_proof))
+                .await?,
+            proof,
             deadlines,
-        }
+        })
+    }
+
+    /// What this session rests upon.
+    pub fn proof(&self) -> &Arc<Proof> {
+        &self.proof
     }
 
     /// The guest.
     pub fn guest(&self) -> &TrustedGuest {
-        &self.guest
+        self.proof.guest()
     }
 
     /// What it runs and costs, as it measured it.
     pub fn launch(&self) -> &LaunchDocument {
-        &self.launch
+        self.proof.launch()
     }
 
     /// Everything that was judged.
     pub fn verification(&self) -> &Verification {
-        &self.verification
+        self.proof.verification()
     }
 
     /// Shows the guest a grant, with proof that this session belongs to its owner.
@@ -220,7 +226,7 @@ impl PaidSession {
             return Err(ChatError::PromptTooLarge { bytes: prompt.len() });
         }
         let request = api::ChatRequest {
-            model: &self.session.launch.model.name,
+            model: &self.session.launch().model.name,
             messages: [api::ChatMessage {
                 role: "user",
                 content: prompt,
@@ -263,8 +269,8 @@ impl PaidSession {
             return Err(ChatError::Cut);
         };
         let expected = Expected {
-            usage_key: self.session.guest.usage_key(),
-            launch: &self.session.launch,
+            usage_key: self.session.guest().usage_key(),
+            launch: self.session.launch(),
             grant: self.grant.id,
             cap_nano: self.grant.cap_nano,
             served_before: self.grant.standing.served,
@@ -276,7 +282,7 @@ impl PaidSession {
         };
         let signed = attachment.receipt;
         receipt::check(&signed, &attachment.content_key, &expected).map_err(ChatError::Receipt)?;
-        let amount_nano = amount_nano(&signed, &self.session.launch.prices);
+        let amount_nano = amount_nano(&signed, &self.session.launch().prices);
         let standing = &mut self.grant.standing;
         standing.served = signed.receipt.served;
         standing.served_nano = signed.receipt.served_nano;

@@ -1,5 +1,6 @@
-//! TCP and TLS 1.3 to a guest, and HTTP/1.1 inside. A [`Connection`] is encrypted to *somebody*; who that is
-//! [`crate::connect`] finds out.
+//! TCP and TLS 1.3 to a guest, and HTTP/1.1 inside. A [`Connection`] over a bare TLS stream is encrypted to
+//! *somebody*; who that is [`crate::Verifier`] finds out, which then makes one over an
+//! [`AttestedStream`](crate::AttestedStream).
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -7,17 +8,24 @@ use bytes::Bytes;
 use cocoon_evidence::{FreshBinding, NONCE_BYTES};
 use cocoon_protocol::SessionProof;
 use http_body_util::Full;
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, Parts};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
 };
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::JoinHandle,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{CertificateFault, ConnectError, Endpoint, Step, certificate::FormVerifier, exchange::within};
+use crate::{
+    CertificateFault, ConnectError, Endpoint, ExchangeError, Step, certificate::FormVerifier,
+    exchange::within,
+};
 
 /// HTTP response heads beyond these are refused by hyper.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -53,19 +61,19 @@ impl Default for Deadlines {
     }
 }
 
-/// Runs the HTTP connection; ends with it.
+/// Runs the HTTP connection; ends with it. Its result is the stream, if the connection ended in order.
 #[derive(Debug)]
-struct Driver(JoinHandle<()>);
+struct Driver<S>(JoinHandle<Option<Parts<TokioIo<S>>>>);
 
-impl Drop for Driver {
+impl<S> Drop for Driver<S> {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// An encrypted connection to an endpoint that has proven possession of its certificate's key only.
+/// HTTP over a stream to a holder of the private key of `leaf_der`.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct Connection<S = TlsStream<TcpStream>> {
     pub(crate) http: http1::SendRequest<Full<Bytes>>,
     pub(crate) host: String,
     /// The peer's certificate.
@@ -76,11 +84,15 @@ pub(crate) struct Connection {
     pub(crate) fresh_exporter: [u8; 32],
     /// Goes into [`SessionProof`].
     pub(crate) session_exporter: [u8; 32],
-    _driver: Driver,
+    driver: Driver<S>,
 }
 
 impl Connection {
-    pub(crate) async fn dial(endpoint: &Endpoint, deadlines: &Deadlines) -> Result<Self, ConnectError> {
+    pub(crate) async fn dial(
+        endpoint: &Endpoint,
+        tls: &Arc<ClientConfig>,
+        deadlines: &Deadlines,
+    ) -> Result<Self, ConnectError> {
         let address = (endpoint.host(), endpoint.port());
         let tcp = within(Step::Connect, deadlines.connect, TcpStream::connect(address))
             .await?
@@ -90,8 +102,7 @@ impl Connection {
             })?;
         // Nothing but latency is at stake; a kernel that refuses it is no reason to stop.
         let _ = tcp.set_nodelay(true);
-        let connector = TlsConnector::from(Arc::new(tls_config()?));
-        let handshake = connector.connect(endpoint.server_name(), tcp);
+        let handshake = TlsConnector::from(Arc::clone(tls)).connect(endpoint.server_name(), tcp);
         let tls = within(Step::Handshake, deadlines.handshake, handshake)
             .await?
             .map_err(handshake_error)?;
@@ -111,21 +122,7 @@ impl Connection {
         };
         let fresh_exporter = exporter(FreshBinding::EXPORTER_LABEL, Some(nonce.as_slice()))?;
         let session_exporter = exporter(SessionProof::EXPORTER_LABEL, None)?;
-        let (http, connection) = http1::Builder::new()
-            .max_buf_size(HEAD_BYTES_MAX)
-            .max_headers(HEADERS_MAX)
-            .handshake(TokioIo::new(tls))
-            .await
-            .map_err(|source| {
-                ConnectError::Exchange(crate::ExchangeError::Broken {
-                    step: Step::Handshake,
-                    source,
-                })
-            })?;
-        // Its error surfaces at the request that it breaks.
-        let driver = Driver(tokio::spawn(async move {
-            let _ = connection.await;
-        }));
+        let (http, driver) = speak_http(tls).await?;
         Ok(Self {
             http,
             host: endpoint.to_string().trim_start_matches("https://").to_owned(),
@@ -133,12 +130,82 @@ impl Connection {
             nonce,
             fresh_exporter,
             session_exporter,
-            _driver: driver,
+            driver,
         })
     }
 }
 
-fn tls_config() -> Result<ClientConfig, ConnectError> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
+    /// The same TLS session with its stream wrapped. There must be no request on its way.
+    pub(crate) async fn wrap<T>(self, wrap: impl FnOnce(S) -> T) -> Result<Connection<T>, ExchangeError>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let Self {
+            http,
+            host,
+            leaf_der,
+            nonce,
+            fresh_exporter,
+            session_exporter,
+            driver,
+        } = self;
+        let (http, driver) = speak_http(wrap(reclaim(http, driver).await?)).await?;
+        Ok(Connection {
+            http,
+            host,
+            leaf_der,
+            nonce,
+            fresh_exporter,
+            session_exporter,
+            driver,
+        })
+    }
+
+    /// The stream itself, for whoever speaks HTTP on their own.
+    pub(crate) async fn into_stream(self) -> Result<S, ExchangeError> {
+        reclaim(self.http, self.driver).await
+    }
+}
+
+async fn speak_http<S>(stream: S) -> Result<(http1::SendRequest<Full<Bytes>>, Driver<S>), ExchangeError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (http, connection) = http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| ExchangeError::Broken {
+            step: Step::Handshake,
+            source,
+        })?;
+    // An error surfaces at the request that it breaks.
+    let driver = tokio::spawn(async move { connection.without_shutdown().await.ok() });
+    Ok((http, Driver(driver)))
+}
+
+/// Ends HTTP and takes the stream back.
+async fn reclaim<S>(
+    http: http1::SendRequest<Full<Bytes>>,
+    mut driver: Driver<S>,
+) -> Result<S, ExchangeError> {
+    // The driver ends when nobody can send a request any more.
+    drop(http);
+    let parts = (&mut driver.0).await.ok().flatten();
+    match parts {
+        // Bytes that nobody asked for would be taken for the answer to the next request.
+        Some(parts) if parts.read_buf.is_empty() => Ok(parts.io.into_inner()),
+        _ => Err(ExchangeError::Malformed {
+            step: Step::Evidence,
+            reason: "the node closed the connection, or sent more than it was asked for".into(),
+        }),
+    }
+}
+
+/// How every TLS session with a guest is made.
+pub(crate) fn tls_config() -> Result<ClientConfig, ConnectError> {
     // A recorded conversation stays closed to a quantum computer where the guest can do ML-KEM too.
     let provider = Arc::new(CryptoProvider {
         kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519],

@@ -46,7 +46,7 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
     let network = session.launch().settlement.network;
     let purse = Purse::open(wallet, &config, network).await.map_err(Failure::of)?;
-    let paid = purse.pay(session, need_nano, args.max_ton, crate::now_s()).await;
+    let paid = purse.pay(session, need_nano, args.max_ton, cocoon::now_s()).await;
     let mut paid = paid.map_err(Failure::of)?;
     let timings = Timings {
         verify_ms,

@@ -36,7 +36,7 @@ pub(super) async fn withdraw(args: &WithdrawArgs) -> Result<(), Failure> {
             ),
         });
     };
-    let now_s = crate::now_s();
+    let now_s = cocoon::now_s();
     let order = Withdrawal {
         network: args.deposit.network.id(),
         contract: purse.deposit(),

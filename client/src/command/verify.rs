@@ -42,7 +42,14 @@ pub(super) async fn connect(target: &Target, policy: &Policy) -> Result<Session,
         policy_number: target.policy_number_min,
         tcb_evaluation_number: target.tcb_evaluation_min,
     };
-    cocoon::connect(&target.url, policy, floors, crate::now_s(), &Deadlines::default()).await
+    cocoon::connect(
+        &target.url,
+        policy,
+        floors,
+        cocoon::now_s(),
+        &Deadlines::default(),
+    )
+    .await
 }
 
 /// What was judged before the error.

@@ -44,6 +44,7 @@ use hyper_util::rt::TokioIo;
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use serde_json::json;
 use tokio::{
@@ -269,6 +270,15 @@ impl Identity {
         )
     }
 
+    /// Somebody else's certificate, without its private key.
+    pub(crate) fn stolen(other: &Self) -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self {
+            certificate: other.certificate.clone(),
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        }
+    }
+
     /// A certificate whose extension is just long.
     pub(crate) fn oversized(extension_bytes: usize) -> Self {
         let now = i64::try_from(now_s()).unwrap();
@@ -300,12 +310,17 @@ impl Identity {
 
     fn server_config(&self) -> ServerConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = provider
+            .key_provider
+            .load_private_key(self.key.clone_key())
+            .unwrap();
+        // Whether the key is the certificate's is for the client to find out.
+        let pair = CertifiedKey::new(vec![self.certificate.clone()], key);
         ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
-            .unwrap()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
     }
 }
 
@@ -497,6 +512,10 @@ impl Session {
                 reply(&script.endorsements, honest).await
             }
             "POST /.well-known/cocoon/evidence" => reply(&script.evidence, || self.evidence(&body)).await,
+            "GET /v1/models" => ok(
+                "application/json",
+                json!({"object": "list", "data": [{"id": "cocoon-demo"}]}).to_string(),
+            ),
             "POST /v1/cocoon/grant" => self.bind(&body),
             "POST /v1/chat/completions" => self.chat(&body),
             _ => status(StatusCode::NOT_FOUND, "no such path"),

@@ -1,0 +1,132 @@
+//! Connects to guests and remembers which TLS keys were proven lately.
+//!
+//! The first connection to a key costs a quote, those of the next ten minutes a plain TLS handshake: rustls has
+//! checked CertificateVerify, so the peer holds the key, and the key was proven to be a guest's. Many first
+//! connections at once wait for one quote.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use cocoon_evidence::Digest32;
+use cocoon_verify::{Floors, Policy};
+use rustls::ClientConfig;
+
+use crate::{
+    AttestedStream, ConnectError, Deadlines, Endpoint, Proof, Session, Step, clock,
+    connect::prove,
+    exchange::within,
+    proof::Moment,
+    transport::{Connection, tls_config},
+};
+
+/// Keys that are remembered. A guest has one at a time; over this the oldest is forgotten, which costs a quote.
+pub const PROOFS_MAX: usize = 64;
+
+/// Whoever waits for another's quote waits as long as that may take: two exchanges.
+const TURN_EXCHANGES: u32 = 2;
+
+/// A policy, and what was proven under it.
+#[derive(Debug)]
+pub struct Verifier {
+    policy: Policy,
+    floors: Floors,
+    deadlines: Deadlines,
+    tls: Arc<ClientConfig>,
+    proofs: Mutex<Vec<Arc<Proof>>>,
+    turns: Mutex<HashMap<Digest32, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Verifier {
+    /// `floors` is what the caller remembers.
+    ///
+    /// # Errors
+    /// [`ConnectError::Tls`].
+    pub fn new(policy: Policy, floors: Floors, deadlines: Deadlines) -> Result<Self, ConnectError> {
+        Ok(Self {
+            policy,
+            floors,
+            deadlines,
+            tls: Arc::new(tls_config()?),
+            proofs: Mutex::default(),
+            turns: Mutex::default(),
+        })
+    }
+
+    /// A session with a verified guest.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; until this returns, no byte beyond requests for evidence is sent.
+    pub async fn connect(&self, endpoint: &Endpoint) -> Result<Session, ConnectError> {
+        let (connection, proof) = self.dial(endpoint).await?;
+        Session::over(connection, proof, self.deadlines).await
+    }
+
+    /// A stream to a verified guest, for whoever speaks HTTP/1.1 on their own.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; until this returns, no byte beyond requests for evidence is sent.
+    pub async fn connect_stream(&self, endpoint: &Endpoint) -> Result<AttestedStream, ConnectError> {
+        let (connection, proof) = self.dial(endpoint).await?;
+        Ok(AttestedStream::new(connection.into_stream().await?, proof))
+    }
+
+    async fn dial(&self, endpoint: &Endpoint) -> Result<(Connection, Arc<Proof>), ConnectError> {
+        let mut connection = Connection::dial(endpoint, &self.tls, &self.deadlines).await?;
+        let certificate = Digest32::of(&connection.leaf_der);
+        if let Some(proof) = self.remembered(&certificate) {
+            return Ok((connection, proof));
+        }
+        let turn = self.turn(certificate);
+        let _turn = within(
+            Step::Evidence,
+            self.deadlines.exchange * TURN_EXCHANGES,
+            turn.lock(),
+        )
+        .await?;
+        // Somebody else may have proven it meanwhile.
+        if let Some(proof) = self.remembered(&certificate) {
+            return Ok((connection, proof));
+        }
+        let now_s = clock::now_s();
+        let proof = prove(&mut connection, &self.policy, self.floors, now_s, &self.deadlines).await?;
+        let proof = Arc::new(proof);
+        self.remember(Arc::clone(&proof));
+        Ok((connection, proof))
+    }
+
+    /// The newest proof of every key that is remembered, fresh or not.
+    pub fn proofs(&self) -> Vec<Arc<Proof>> {
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remembered(&self, certificate: &Digest32) -> Option<Arc<Proof>> {
+        let now = Moment::at(clock::now_s());
+        let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = proofs.iter().find(|proof| proof.certificate() == certificate);
+        known.filter(|proof| proof.is_fresh(now)).cloned()
+    }
+
+    /// The newest stands last.
+    fn remember(&self, proof: Arc<Proof>) {
+        let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        proofs.retain(|old| old.certificate() != proof.certificate());
+        if proofs.len() == PROOFS_MAX {
+            proofs.remove(0);
+        }
+        proofs.push(proof);
+    }
+
+    /// One proof at a time for each key; keys do not wait for each other.
+    fn turn(&self, certificate: Digest32) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(&certificate).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        turns.insert(certificate, Arc::downgrade(&turn));
+        turn
+    }
+}

@@ -1,0 +1,182 @@
+//! Keys that are remembered: when a quote is asked for, and when possession of a key suffices.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod node;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cocoon::{ConnectError, Connector, ConnectorError, Deadlines, PROOFS_MAX, Session, Verifier};
+use cocoon_evidence::Digest48;
+use cocoon_simulator::SimulatedPlatform;
+use cocoon_verify::{Expect, Floors, Policy};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, StatusCode};
+use hyper_util::{
+    client::legacy::{Client, Error},
+    rt::TokioExecutor,
+};
+use node::{DAY_S, Guest, Identity, Node, Script, now_s};
+use tokio::io::AsyncWriteExt as _;
+
+const QUOTE: &str = "POST /.well-known/cocoon/evidence";
+
+fn platform() -> SimulatedPlatform {
+    let dir = tempfile::tempdir().unwrap();
+    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
+}
+
+fn verifier(policy: Policy) -> Arc<Verifier> {
+    Arc::new(Verifier::new(policy, Floors::default(), Deadlines::default()).unwrap())
+}
+
+fn quotes(node: &Node) -> usize {
+    node.requests().iter().filter(|line| *line == QUOTE).count()
+}
+
+fn wrong_policy(guest: &Guest) -> Policy {
+    let mut terms = guest.policy_terms();
+    terms.tdx_mut().unwrap().registers.rtmr2 = Expect::exact(Digest48::of(b"another command line"));
+    Policy::new(terms).unwrap()
+}
+
+#[tokio::test]
+async fn a_proven_key_needs_no_second_quote() {
+    let guest = Guest::boot(&platform(), 1);
+    let verifier = verifier(guest.policy());
+    let node = Node::honest(guest).await;
+    let first = verifier.connect(&node.endpoint).await.unwrap();
+    let second = verifier.connect(&node.endpoint).await.unwrap();
+    assert!(Arc::ptr_eq(first.proof(), second.proof()));
+    assert_eq!(quotes(&node), 1);
+}
+
+#[tokio::test]
+async fn many_first_contacts_at_once_cost_one_quote() {
+    let guest = Guest::boot(&platform(), 1);
+    let verifier = verifier(guest.policy());
+    let node = Node::honest(guest).await;
+    let connect = |_| {
+        let (verifier, endpoint) = (verifier.clone(), node.endpoint.clone());
+        tokio::spawn(async move { verifier.connect(&endpoint).await })
+    };
+    let tasks: Vec<_> = (0..16).map(connect).collect();
+    for task in tasks {
+        let session: Session = task.await.unwrap().unwrap();
+        assert!(session.guest().is_simulated());
+    }
+    assert_eq!(quotes(&node), 1);
+}
+
+#[tokio::test]
+async fn a_new_key_is_proven_anew() {
+    let platform = platform();
+    let mut guest = Guest::boot(&platform, 1);
+    let verifier = verifier(guest.policy());
+    let rotated = Identity::of(&mut guest, -60, DAY_S);
+    let before = Node::honest(guest).await;
+    let after = Node::serve(Guest::boot(&platform, 1), &rotated, Script::default()).await;
+    verifier.connect(&before.endpoint).await.unwrap();
+    verifier.connect(&after.endpoint).await.unwrap();
+    assert_eq!((quotes(&before), quotes(&after)), (1, 1));
+    assert_eq!(verifier.proofs().len(), 2);
+}
+
+#[tokio::test]
+async fn a_remembered_certificate_without_its_key_is_refused() {
+    let platform = platform();
+    let mut guest = Guest::boot(&platform, 1);
+    let verifier = verifier(guest.policy());
+    let identity = Identity::of(&mut guest, -60, DAY_S);
+    let thief = Node::serve(
+        Guest::boot(&platform, 1),
+        &Identity::stolen(&identity),
+        Script::default(),
+    )
+    .await;
+    let node = Node::serve(guest, &identity, Script::default()).await;
+    verifier.connect(&node.endpoint).await.unwrap();
+    let error = verifier.connect(&thief.endpoint).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Handshake(_)), "{error:?}");
+    assert!(thief.received().is_empty());
+}
+
+#[tokio::test]
+async fn what_was_refused_is_not_remembered() {
+    let guest = Guest::boot(&platform(), 1);
+    let verifier = verifier(wrong_policy(&guest));
+    let node = Node::honest(guest).await;
+    for _ in 0..2 {
+        let error = verifier.connect(&node.endpoint).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+    }
+    assert!(verifier.proofs().is_empty());
+}
+
+#[tokio::test]
+async fn the_cache_of_proofs_is_bounded() {
+    let platform = platform();
+    let verifier = verifier(Guest::boot(&platform, 1).policy());
+    for _ in 0..=PROOFS_MAX {
+        let node = Node::honest(Guest::boot(&platform, 1)).await;
+        verifier.connect(&node.endpoint).await.unwrap();
+    }
+    assert_eq!(verifier.proofs().len(), PROOFS_MAX);
+}
+
+#[tokio::test]
+async fn nothing_leaves_once_the_proof_has_expired() {
+    let mut guest = Guest::boot(&platform(), 1);
+    let verifier = verifier(guest.policy());
+    let identity = Identity::of(&mut guest, -60, 3);
+    let node = Node::serve(guest, &identity, Script::default()).await;
+    let mut stream = verifier.connect_stream(&node.endpoint).await.unwrap();
+    while now_s() < stream.proof().until_s() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let error = stream.write_all(b"POST /v1/secret").await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
+    let received = String::from_utf8_lossy(&node.received()).into_owned();
+    assert!(!received.contains("/v1/"), "{received}");
+    // The certificate is as old for whoever connects again.
+    let again = verifier.connect(&node.endpoint).await.unwrap_err();
+    assert!(matches!(again, ConnectError::Certificate(_)), "{again:?}");
+}
+
+async fn get(verifier: Arc<Verifier>, url: String) -> Result<(StatusCode, Bytes), Error> {
+    let client = Client::builder(TokioExecutor::new()).build(Connector::new(verifier));
+    let request = Request::get(url).body(Full::<Bytes>::default()).unwrap();
+    let response = client.request(request).await?;
+    let status = response.status();
+    Ok((status, response.into_body().collect().await.unwrap().to_bytes()))
+}
+
+#[tokio::test]
+async fn a_program_with_hyper_util_speaks_to_a_verified_guest() {
+    let guest = Guest::boot(&platform(), 1);
+    let verifier = verifier(guest.policy());
+    let node = Node::honest(guest).await;
+    let (status, body) = get(verifier, format!("{}/v1/models", node.endpoint))
+        .await
+        .unwrap();
+    assert_eq!(status, StatusCode::OK);
+    assert!(String::from_utf8_lossy(&body).contains("cocoon-demo"));
+    assert_eq!(quotes(&node), 1);
+}
+
+#[tokio::test]
+async fn a_program_with_hyper_util_sends_nothing_to_a_refused_guest() {
+    let guest = Guest::boot(&platform(), 1);
+    let verifier = verifier(wrong_policy(&guest));
+    let node = Node::honest(guest).await;
+    let error = get(verifier, format!("{}/v1/models", node.endpoint))
+        .await
+        .unwrap_err();
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<ConnectorError>());
+    assert!(
+        matches!(cause, Some(ConnectorError::Connect(ConnectError::Refused { .. }))),
+        "{error:?}"
+    );
+    assert!(!node.requests().iter().any(|line| line.contains("/v1/")));
+}
