@@ -13,17 +13,29 @@ const MESSAGE_CHARS_MAX: usize = 600;
 #[derive(Debug, Serialize)]
 pub(crate) struct ChatRequest<'a> {
     pub(crate) model: &'a str,
-    pub(crate) messages: [ChatMessage<'a>; 1],
+    pub(crate) messages: &'a [ChatMessage],
     pub(crate) stream: bool,
     pub(crate) max_tokens: u32,
     pub(crate) temperature: f32,
 }
 
-/// One message of the conversation.
-#[derive(Debug, Serialize)]
-pub(crate) struct ChatMessage<'a> {
-    pub(crate) role: &'static str,
-    pub(crate) content: &'a str,
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ChatMessage {
+    /// Who says it.
+    pub role: ChatRole,
+    /// What is said.
+    pub content: String,
+}
+
+/// Who says something in a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChatRole {
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
 }
 
 /// Body of `POST /v1/cocoon/grant`.
@@ -40,8 +52,25 @@ pub(crate) struct Chunk {
     pub(crate) id: String,
     #[serde(default)]
     pub(crate) choices: Vec<Choice>,
+    pub(crate) usage: Option<serde::de::IgnoredAny>,
     pub(crate) cocoon: Option<Attachment>,
     pub(crate) error: Option<ApiError>,
+}
+
+/// An answer in one piece.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Whole {
+    #[serde(default)]
+    pub(crate) id: String,
+    pub(crate) choices: Vec<WholeChoice>,
+    pub(crate) cocoon: Option<Attachment>,
+}
+
+/// The one choice of it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct WholeChoice {
+    pub(crate) message: Delta,
+    pub(crate) finish_reason: Option<String>,
 }
 
 /// A piece of the answer.
@@ -59,7 +88,7 @@ pub(crate) struct Delta {
 }
 
 /// What Cocoon adds to an answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Attachment {
     pub(crate) receipt: SignedReceipt,
     pub(crate) content_key: ContentKey,

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cocoon::{Endpoint, Exit};
@@ -35,6 +35,14 @@ pub(crate) enum Command {
     /// the prompt, prints the answer as it comes and checks the node's signed receipt.
     #[command(after_help = Exit::HELP)]
     Chat(ChatArgs),
+    /// Serve OpenAI's API on this machine for any program, through verified nodes only
+    ///
+    /// Verifies every node first, and again when a node's certificate changes and every ten minutes. Then programs
+    /// that speak OpenAI's API use it unchanged: set their base URL to http://127.0.0.1:8080/v1 and any API key.
+    /// It pays with your wallet, so everybody who can reach this machine's loopback can spend up to --max-ton.
+    /// GET /verification shows what was judged, GET /receipts the last receipts, GET /metrics counters.
+    #[command(after_help = Exit::HELP)]
+    Proxy(ProxyArgs),
     /// Make a key that owns a deposit, or show its address
     #[command(subcommand)]
     Wallet(WalletCommand),
@@ -48,7 +56,7 @@ impl Command {
         match self {
             Self::Verify(args) => args.json,
             Self::Chat(args) => args.json,
-            Self::Wallet(_) => false,
+            Self::Proxy(_) | Self::Wallet(_) => false,
             Self::Deposit(DepositCommand::Status(args)) => args.json,
             Self::Deposit(DepositCommand::Withdraw(_)) => false,
         }
@@ -59,6 +67,12 @@ impl Command {
 pub(crate) struct Target {
     /// The node: https://HOST:PORT
     pub(crate) url: Endpoint,
+    #[command(flatten)]
+    pub(crate) terms: Terms,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Terms {
     /// What to accept, as `cocoon-measure predict` writes it
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: PathBuf,
@@ -112,6 +126,28 @@ pub(crate) struct ChatArgs {
     /// What to say; `-` reads it from standard input. Other users of this machine can see command lines, and
     /// shells keep them: pass what is private through standard input
     pub(crate) prompt: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArgs {
+    /// A node: https://HOST:PORT; may be given several times
+    #[arg(long, value_name = "URL", required = true)]
+    pub(crate) upstream: Vec<Endpoint>,
+    /// Where programs connect to; has to be on this machine's loopback
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_loopback)]
+    pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) terms: Terms,
+    /// Your key, as `cocoon wallet new` writes it; opened only after a node is verified
+    #[arg(long, value_name = "FILE")]
+    pub(crate) wallet: PathBuf,
+    /// Where the chain's liteservers are: a global.config.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ton_config: PathBuf,
+    /// What may be locked in new grants while this proxy runs, in equal shares for each --upstream. Grants that are
+    /// locked already are used first
+    #[arg(long, value_name = "TON", default_value = "1", value_parser = parse_ton)]
+    pub(crate) max_ton: u64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -196,6 +232,17 @@ impl Network {
     }
 }
 
+fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "write it as 127.0.0.1:8080".to_owned())?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("whoever reaches the proxy spends your coins, so it listens on loopback only (127.0.0.1 or [::1])".into())
+    }
+}
+
 fn parse_amount(text: &str) -> Result<u64, String> {
     if text == "all" {
         Ok(cocoon_settlement::WITHDRAW_ALL)
@@ -233,6 +280,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_proxy_is_not_offered_to_the_network() {
+        assert!(parse_loopback("127.0.0.1:8080").is_ok() && parse_loopback("[::1]:0").is_ok());
+        for wrong in [
+            "0.0.0.0:8080",
+            "[::]:8080",
+            "192.168.0.1:80",
+            "localhost:8080",
+            "8080",
+        ] {
+            assert!(parse_loopback(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -17,17 +17,21 @@ mod connector;
 mod endpoint;
 mod exchange;
 mod exit;
+mod judged;
 mod pay;
 mod plain;
 mod proof;
+mod proxy;
 mod receipt;
 mod session;
 mod stream;
 mod table;
+mod transcript;
 mod transport;
 mod verifier;
 mod wallet;
 
+pub use api::{ChatMessage, ChatRole};
 pub use attested::AttestedStream;
 pub use certificate::{CLOCK_SKEW_S, CertificateFault, Leaf, VALIDITY_S_MAX};
 pub use clock::now_s;
@@ -36,9 +40,11 @@ pub use connector::{Connector, ConnectorError};
 pub use endpoint::{Endpoint, ParseEndpointError};
 pub use exchange::{ExchangeError, Step};
 pub use exit::Exit;
+pub use judged::verdict_json;
 pub use pay::{GRANT_LIFETIME_S, PayError, Purse, need_nano};
 pub use plain::plain;
 pub use proof::{FRESH_FOR, Proof};
+pub use proxy::{Fleet, Proxy};
 pub use receipt::ReceiptFault;
 pub use session::{
     Answer, BoundGrant, ChatError, ChatOptions, PROMPT_BYTES_MAX, PaidSession, Session, Standing,

@@ -15,7 +15,7 @@ use cocoon_settlement::{
     deposit_code, settle_minimum_nano,
 };
 
-use crate::{ExchangeError, PaidSession, Session, Wallet};
+use crate::{BoundGrant, ExchangeError, PaidSession, Proof, Session, Wallet};
 
 /// How long a new grant may be drawn upon. What is not drawn can be withdrawn afterwards.
 pub const GRANT_LIFETIME_S: u32 = 24 * 3600;
@@ -55,6 +55,14 @@ pub enum PayError {
     SimulatedOnRealChain {
         /// From the launch document.
         network: i32,
+    },
+    /// The node is paid on another chain than the one that was opened.
+    #[error("the node wants coins on network {found}, this deposit is on network {own}")]
+    OtherNetwork {
+        /// From the launch document.
+        found: i32,
+        /// Of the deposit.
+        own: i32,
     },
     /// The cap does not cover one request.
     #[error(
@@ -125,6 +133,8 @@ pub fn need_nano(launch: &LaunchDocument, output_tokens_max: u32) -> Result<u64,
 #[derive(Debug)]
 pub struct Purse {
     wallet: Wallet,
+    /// Orders to the deposit are numbered: one at a time.
+    locking: tokio::sync::Mutex<()>,
     chain: ChainClient,
     network: NetworkId,
     deposit: AccountAddress,
@@ -140,22 +150,23 @@ impl Purse {
         Ok(Self {
             deposit: wallet.deposit(network),
             wallet,
+            locking: tokio::sync::Mutex::default(),
             chain,
             network,
         })
     }
 
-    /// Checks that this session's node can be paid at all, before a wallet is touched.
+    /// Checks that this node can be paid at all, before a wallet is touched.
     ///
     /// # Errors
     /// [`PayError::UnknownContract`], [`PayError::SimulatedOnRealChain`].
-    pub fn check_terms(session: &Session) -> Result<(), PayError> {
-        let settlement = &session.launch().settlement;
+    pub fn check_terms(proof: &Proof) -> Result<(), PayError> {
+        let settlement = &proof.launch().settlement;
         let (found, known) = (settlement.contract_code, deposit_code());
         if found != known {
             return Err(PayError::UnknownContract { found, known });
         }
-        if session.guest().is_simulated() && settlement.network != NetworkId::LOCAL {
+        if proof.guest().is_simulated() && settlement.network != NetworkId::LOCAL {
             let network = settlement.network.0;
             return Err(PayError::SimulatedOnRealChain { network });
         }
@@ -206,18 +217,39 @@ impl Purse {
         cap_nano: u64,
         now_s: u64,
     ) -> Result<PaidSession, PayError> {
-        Self::check_terms(&session)?;
+        let (_, bound) = self.bind(&mut session, need_nano, cap_nano, now_s).await?;
+        Ok(session.open(bound))
+    }
+
+    /// The same, and the grant: it can be offered on further sessions with the same guest.
+    ///
+    /// # Errors
+    /// See [`PayError`].
+    pub async fn bind(
+        &self,
+        session: &mut Session,
+        need_nano: u64,
+        cap_nano: u64,
+        now_s: u64,
+    ) -> Result<(SignedGrant, BoundGrant), PayError> {
+        Self::check_terms(session.proof())?;
+        let found = session.launch().settlement.network;
+        if found != self.network {
+            return Err(PayError::OtherNetwork {
+                found: found.0,
+                own: self.network.0,
+            });
+        }
+        let _turn = self.locking.lock().await;
         let (state, balance_nano) = self.state().await?;
         let open = state
             .as_ref()
-            .map(|state| self.reusable(state, &session, need_nano, now_s));
+            .map(|state| self.reusable(state, session, need_nano, now_s));
         for grant in open.unwrap_or_default() {
             let signed = grant.sign(self.wallet.key());
             // A grant that the guest does not take is no failure yet: a new one may do.
-            match session.offer(&signed, self.wallet.key()).await {
-                Ok(bound) if bound.standing().left_nano() >= need_nano => return Ok(session.open(bound)),
-                Ok(_) | Err(ExchangeError::Status { .. }) => {}
-                Err(error) => return Err(PayError::Offer(error)),
+            if let Some(bound) = self.offer(session, &signed, need_nano).await? {
+                return Ok((signed, bound));
             }
         }
         // The contract takes no grant that could never be settled.
@@ -231,22 +263,40 @@ impl Purse {
         let reserved_nano = state.map_or(0, |state| state.reserved_nano);
         self.fund(balance_nano.saturating_sub(reserved_nano), cap_nano)
             .await?;
-        let signed = self.new_grant(&session, cap_nano, now_s).sign(self.wallet.key());
+        let signed = self.new_grant(session, cap_nano, now_s).sign(self.wallet.key());
         self.chain.lock_grant(&signed).await?;
-        self.offer_new(session, &signed, need_nano).await
+        let bound = self.offer_new(session, &signed, need_nano).await?;
+        Ok((signed, bound))
+    }
+
+    /// Offers a grant that is locked already; `None` if the guest does not take it, or serves too little on it.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn offer(
+        &self,
+        session: &mut Session,
+        signed: &SignedGrant,
+        need_nano: u64,
+    ) -> Result<Option<BoundGrant>, PayError> {
+        match session.offer(signed, self.wallet.key()).await {
+            Ok(bound) => Ok((bound.standing().left_nano() >= need_nano).then_some(bound)),
+            Err(ExchangeError::Status { .. }) => Ok(None),
+            Err(error) => Err(PayError::Offer(error)),
+        }
     }
 
     async fn offer_new(
         &self,
-        mut session: Session,
+        session: &mut Session,
         signed: &SignedGrant,
         need_nano: u64,
-    ) -> Result<PaidSession, PayError> {
+    ) -> Result<BoundGrant, PayError> {
         let mut offers = 0;
         loop {
             offers += 1;
             let error = match session.offer(signed, self.wallet.key()).await {
-                Ok(bound) if bound.standing().left_nano() >= need_nano => return Ok(session.open(bound)),
+                Ok(bound) if bound.standing().left_nano() >= need_nano => return Ok(bound),
                 Ok(bound) => PayError::Credit {
                     left_nano: bound.standing().left_nano(),
                     need_nano,

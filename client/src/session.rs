@@ -10,24 +10,26 @@ use cocoon_protocol::{
 use cocoon_verify::TrustedGuest;
 use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
-use hyper::{Method, StatusCode, body::Incoming};
+use hyper::{Method, Response, StatusCode, body::Incoming};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
 use crate::{
-    AttestedStream, ConnectError, Deadlines, ExchangeError, Proof, ReceiptFault, Step, Verification, api,
+    AttestedStream, ChatMessage, ConnectError, Deadlines, ExchangeError, Proof, ReceiptFault, Step,
+    Verification, api, clock,
     exchange::{Ask, status_error, within},
+    proof::Moment,
     receipt::{self, Expected},
     stream::{Event, Events},
+    transcript::{Transcript, TranscriptError},
     transport::Connection,
 };
 
-/// A longer prompt is not sent. A guest takes requests of 1 MiB, in which JSON escapes line feeds and quotes with
+/// A longer conversation is not sent. A guest takes requests of 1 MiB, in which JSON escapes line feeds and quotes with
 /// two bytes each.
 pub const PROMPT_BYTES_MAX: usize = 512 * 1024;
 
-/// A longer answer is cut off; a context of 2^20 tokens is about 4 MiB of text.
-const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+const CHAT_PATH: &str = "/v1/chat/completions";
 
 const STANDING_BYTES_MAX: usize = 4 * 1024;
 
@@ -112,7 +114,7 @@ pub struct Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
     /// Nothing was sent.
-    #[error("the prompt has {bytes} bytes, at most {PROMPT_BYTES_MAX} are sent")]
+    #[error("the conversation has {bytes} bytes, at most {PROMPT_BYTES_MAX} are sent")]
     PromptTooLarge {
         /// Its length.
         bytes: usize,
@@ -212,30 +214,28 @@ impl PaidSession {
         self.grant.standing
     }
 
-    /// Sends a prompt and hands each piece of the answer to `on_text` as it comes; checks the receipt.
+    /// Sends a conversation and hands each piece of the answer to `on_text` as it comes; checks the receipt.
     ///
     /// # Errors
     /// See [`ChatError`]. What `on_text` was given may then be incomplete.
     pub async fn chat(
         &mut self,
-        prompt: &str,
+        messages: &[ChatMessage],
         options: ChatOptions,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, ChatError> {
-        if prompt.len() > PROMPT_BYTES_MAX {
-            return Err(ChatError::PromptTooLarge { bytes: prompt.len() });
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        if bytes > PROMPT_BYTES_MAX {
+            return Err(ChatError::PromptTooLarge { bytes });
         }
         let request = api::ChatRequest {
             model: &self.session.launch().model.name,
-            messages: [api::ChatMessage {
-                role: "user",
-                content: prompt,
-            }],
+            messages,
             stream: true,
             max_tokens: options.output_tokens_max,
             temperature: options.temperature,
         };
-        let ask = json_ask(Step::Chat, "/v1/chat/completions", &request);
+        let ask = json_ask(Step::Chat, CHAT_PATH, &request);
         let request_body = ask.body.clone();
         let deadlines = self.session.deadlines;
         let received = within(Step::Chat, deadlines.answer, async {
@@ -243,7 +243,40 @@ impl PaidSession {
             Received::read(body, &deadlines, &mut on_text).await
         })
         .await??;
-        self.conclude(received, &request_body, options)
+        let paid = self.conclude(&received.transcript, &request_body, options.output_tokens_max)?;
+        Ok(Answer {
+            text: received.transcript.text,
+            finish_reason: paid.receipt.receipt.finish_reason.clone(),
+            receipt: paid.receipt,
+            content_key: paid.content_key,
+            amount_nano: paid.amount_nano,
+            first_text: received.first_text,
+            total: received.total,
+        })
+    }
+
+    /// Sends a request as somebody else wrote it. The answer, whatever its status, is still to be read; then
+    /// [`Self::conclude`] tells whether it was paid for as agreed.
+    pub(crate) async fn ask(&mut self, body: Bytes) -> Result<Response<Incoming>, ExchangeError> {
+        let ask = Ask {
+            step: Step::Chat,
+            method: Method::POST,
+            path: CHAT_PATH,
+            content_type: "application/json",
+            body,
+        };
+        let limit = self.session.deadlines.first_text;
+        within(Step::Chat, limit, self.session.connection.send(ask)).await?
+    }
+
+    /// Whether this grant pays for it.
+    pub(crate) fn is_on(&self, grant: &SignedGrant) -> bool {
+        self.grant.id == grant.grant.id()
+    }
+
+    /// Whether another request may be sent: the proof is fresh and the connection stands.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.session.proof.is_fresh(Moment::at(clock::now_s())) && !self.session.connection.http.is_closed()
     }
 
     async fn start(&mut self, ask: Ask) -> Result<(Incoming, Instant), ExchangeError> {
@@ -259,13 +292,15 @@ impl PaidSession {
         }
     }
 
-    fn conclude(
+    /// Checks the receipt of a whole answer.
+    pub(crate) fn conclude(
         &mut self,
-        received: Received,
+        transcript: &Transcript,
         request_body: &[u8],
-        options: ChatOptions,
-    ) -> Result<Answer, ChatError> {
-        let (Some(attachment), Some(finish_reason)) = (received.attachment, received.finish_reason) else {
+        output_tokens_max: u32,
+    ) -> Result<Paid, ChatError> {
+        let (Some(attachment), Some(finish_reason)) = (&transcript.attachment, &transcript.finish_reason)
+        else {
             return Err(ChatError::Cut);
         };
         let expected = Expected {
@@ -274,28 +309,32 @@ impl PaidSession {
             grant: self.grant.id,
             cap_nano: self.grant.cap_nano,
             served_before: self.grant.standing.served,
-            request_id: &received.id,
+            request_id: &transcript.id,
             request_body,
-            answer: &received.text,
-            finish_reason: &finish_reason,
-            output_tokens_max: options.output_tokens_max,
+            answer: &transcript.text,
+            finish_reason,
+            output_tokens_max,
         };
-        let signed = attachment.receipt;
-        receipt::check(&signed, &attachment.content_key, &expected).map_err(ChatError::Receipt)?;
-        let amount_nano = amount_nano(&signed, &self.session.launch().prices);
+        let signed = &attachment.receipt;
+        receipt::check(signed, &attachment.content_key, &expected).map_err(ChatError::Receipt)?;
+        let amount_nano = amount_nano(signed, &self.session.launch().prices);
         let standing = &mut self.grant.standing;
         standing.served = signed.receipt.served;
         standing.served_nano = signed.receipt.served_nano;
-        Ok(Answer {
-            text: received.text,
-            finish_reason,
-            receipt: signed,
-            content_key: attachment.content_key,
+        Ok(Paid {
+            receipt: signed.clone(),
+            content_key: attachment.content_key.clone(),
             amount_nano,
-            first_text: received.first_text,
-            total: received.total,
         })
     }
+}
+
+/// A receipt that is true.
+#[derive(Debug, Clone)]
+pub(crate) struct Paid {
+    pub(crate) receipt: SignedReceipt,
+    pub(crate) content_key: ContentKey,
+    pub(crate) amount_nano: u64,
 }
 
 /// What this request added to the sum. The receipt was checked: the sum contains the request. Other connections on
@@ -310,13 +349,10 @@ fn amount_nano(signed: &SignedReceipt, prices: &Prices) -> u64 {
     receipt.served_nano.saturating_sub(before_nano)
 }
 
-/// A streamed answer, put together.
+/// A streamed answer and how long it took.
 #[derive(Debug, Default)]
 struct Received {
-    id: String,
-    text: String,
-    finish_reason: Option<String>,
-    attachment: Option<api::Attachment>,
+    transcript: Transcript,
     first_text: Duration,
     total: Duration,
 }
@@ -330,7 +366,7 @@ impl Received {
         let mut received = Self::default();
         let mut events = Events::default();
         loop {
-            let limit = if received.text.is_empty() {
+            let limit = if received.transcript.text.is_empty() {
                 deadlines.first_text
             } else {
                 deadlines.next_text
@@ -364,28 +400,22 @@ impl Received {
         started: Instant,
         on_text: &mut impl FnMut(&str),
     ) -> Result<(), ChatError> {
-        let chunk: api::Chunk = serde_json::from_slice(json)
-            .map_err(|error| malformed(format!("an event is not understood: {error}")))?;
-        if let Some(error) = chunk.error {
-            return Err(ChatError::Guest(error.message()));
+        let is_first = self.transcript.text.is_empty();
+        let text = self.transcript.take_chunk(json)?.text;
+        if is_first && !text.is_empty() {
+            self.first_text = started.elapsed();
         }
-        if !chunk.id.is_empty() {
-            self.id = chunk.id;
-        }
-        for choice in chunk.choices {
-            let text = choice.delta.content.unwrap_or_default();
-            if self.text.len() + text.len() > ANSWER_BYTES_MAX {
-                return Err(malformed(format!("the answer is over {ANSWER_BYTES_MAX} bytes")).into());
-            }
-            if self.text.is_empty() && !text.is_empty() {
-                self.first_text = started.elapsed();
-            }
-            self.text.push_str(&text);
-            on_text(&text);
-            self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
-        }
-        self.attachment = chunk.cocoon.or(self.attachment.take());
+        on_text(&text);
         Ok(())
+    }
+}
+
+impl From<TranscriptError> for ChatError {
+    fn from(error: TranscriptError) -> Self {
+        match error {
+            TranscriptError::Guest(message) => Self::Guest(message),
+            TranscriptError::Malformed(reason) => malformed(reason).into(),
+        }
     }
 }
 

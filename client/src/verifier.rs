@@ -54,6 +54,11 @@ impl Verifier {
         })
     }
 
+    /// As they were given.
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
     /// A session with a verified guest.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ mod node;
 use std::time::Duration;
 
 use cocoon::{
-    CertificateFault, ChatError, ChatOptions, ConnectError, Deadlines, ExchangeError, Exit, ReceiptFault,
-    Session, Step, connect,
+    CertificateFault, ChatError, ChatMessage, ChatOptions, ChatRole, ConnectError, Deadlines, ExchangeError,
+    Exit, ReceiptFault, Session, Step, connect,
 };
 use cocoon_evidence::Digest48;
 use cocoon_simulator::SimulatedPlatform;
@@ -21,6 +21,13 @@ const OPTIONS: ChatOptions = ChatOptions {
     output_tokens_max: 16,
     temperature: 0.0,
 };
+
+fn prompt() -> [ChatMessage; 1] {
+    [ChatMessage {
+        role: ChatRole::User,
+        content: PROMPT.into(),
+    }]
+}
 
 fn platform() -> SimulatedPlatform {
     let dir = tempfile::tempdir().unwrap();
@@ -100,7 +107,7 @@ async fn a_verified_node_answers_with_a_true_receipt() {
     for requests in 1..=2 {
         streamed.clear();
         let answer = paid
-            .chat(PROMPT, OPTIONS, |text| streamed.push_str(text))
+            .chat(&prompt(), OPTIONS, |text| streamed.push_str(text))
             .await
             .unwrap();
         assert_eq!(answer.text, ANSWER.concat());
@@ -320,7 +327,7 @@ async fn ask(chat: ChatScript) -> ChatError {
     let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
     session
         .open(grant)
-        .chat(PROMPT, OPTIONS, |_| ())
+        .chat(&prompt(), OPTIONS, |_| ())
         .await
         .unwrap_err()
 }

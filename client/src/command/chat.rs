@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use cocoon::{Answer, ChatOptions, Exit, PROMPT_BYTES_MAX, PaidSession, Purse, Session, Wallet, need_nano};
+use cocoon::{
+    Answer, ChatMessage, ChatOptions, ChatRole, Exit, PROMPT_BYTES_MAX, PaidSession, Purse, Session, Wallet,
+    need_nano,
+};
 use serde_json::{Value, json};
 
 use super::{Failure, ton, verify};
@@ -22,7 +25,7 @@ struct Timings {
 }
 
 pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
-    let policy = super::load_policy(&args.target)?;
+    let policy = super::load_policy(&args.target.terms)?;
     let config = super::load_ton_config(&args.ton_config)?;
     let prompt = prompt(&args.prompt, io::stdin())?;
 
@@ -41,7 +44,7 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
 
     let options = options(args, &session)?;
     let need_nano = need_nano(session.launch(), options.output_tokens_max).map_err(Failure::of)?;
-    Purse::check_terms(&session).map_err(Failure::of)?;
+    Purse::check_terms(session.proof()).map_err(Failure::of)?;
     let started = Instant::now();
     let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
     let network = session.launch().settlement.network;
@@ -53,8 +56,12 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
         pay_ms: started.elapsed().as_millis(),
     };
 
+    let message = ChatMessage {
+        role: ChatRole::User,
+        content: prompt,
+    };
     let mut printer = Printer::new(!args.json);
-    let asked = paid.chat(&prompt, options, |text| printer.print(text)).await;
+    let asked = paid.chat(&[message], options, |text| printer.print(text)).await;
     printer.end();
     let answer = asked.map_err(Failure::of)?;
     if let Some(path) = &args.receipt_out {

@@ -2,6 +2,7 @@
 
 mod chat;
 mod deposit;
+mod proxy;
 mod verify;
 mod wallet;
 
@@ -15,9 +16,9 @@ use std::{
 use anyhow::Context as _;
 use cocoon::Exit;
 use cocoon_settlement::GlobalConfig;
-use cocoon_verify::{POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, Policy};
+use cocoon_verify::{Floors, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, Policy};
 
-use crate::cli::{Command, DepositCommand, Target};
+use crate::cli::{Command, DepositCommand, Terms};
 
 /// An error and the exit code that it ends with.
 #[derive(Debug)]
@@ -51,25 +52,33 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Verify(args) => verify::run(&args).await,
         Command::Chat(args) => chat::run(&args).await,
+        Command::Proxy(args) => proxy::run(&args).await,
         Command::Wallet(command) => wallet::run(&command),
         Command::Deposit(DepositCommand::Status(args)) => deposit::status(&args).await,
         Command::Deposit(DepositCommand::Withdraw(args)) => deposit::withdraw(&args).await,
     }
 }
 
-fn load_policy(target: &Target) -> Result<Policy, Failure> {
-    let path = &target.policy;
+fn load_policy(terms: &Terms) -> Result<Policy, Failure> {
+    let path = &terms.policy;
     let text = read_text(path, POLICY_BYTES_MAX).map_err(Failure::usage)?;
     let attempt = || format!("the policy {} cannot be used", path.display());
-    if target.policy_key.is_empty() {
+    if terms.policy_key.is_empty() {
         return Policy::parse(&text).with_context(attempt).map_err(Failure::usage);
     }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".sig");
     let signatures = read_text(Path::new(&beside), POLICY_SIGNATURE_BYTES_MAX).map_err(Failure::usage)?;
-    Policy::parse_signed(&text, &signatures, &target.policy_key)
+    Policy::parse_signed(&text, &signatures, &terms.policy_key)
         .with_context(attempt)
         .map_err(Failure::usage)
+}
+
+fn floors(terms: &Terms) -> Floors {
+    Floors {
+        policy_number: terms.policy_number_min,
+        tcb_evaluation_number: terms.tcb_evaluation_min,
+    }
 }
 
 fn read_text(path: &Path, bytes_max: usize) -> Result<String, anyhow::Error> {

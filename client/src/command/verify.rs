@@ -3,14 +3,14 @@
 use std::io::{self, IsTerminal as _};
 
 use cocoon::{ConnectError, Deadlines, Exit, Session, Style, Verification};
-use cocoon_verify::{Floors, Policy};
+use cocoon_verify::Policy;
 use serde_json::{Value, json};
 
 use super::Failure;
 use crate::cli::{Target, VerifyArgs};
 
 pub(super) async fn run(args: &VerifyArgs) -> Result<(), Failure> {
-    let policy = super::load_policy(&args.target)?;
+    let policy = super::load_policy(&args.target.terms)?;
     match connect(&args.target, &policy).await {
         Ok(session) => {
             let verification = session.verification();
@@ -38,10 +38,7 @@ pub(super) async fn run(args: &VerifyArgs) -> Result<(), Failure> {
 
 /// Connects and verifies with this machine's clock.
 pub(super) async fn connect(target: &Target, policy: &Policy) -> Result<Session, ConnectError> {
-    let floors = Floors {
-        policy_number: target.policy_number_min,
-        tcb_evaluation_number: target.tcb_evaluation_min,
-    };
+    let floors = super::floors(&target.terms);
     cocoon::connect(
         &target.url,
         policy,
@@ -86,18 +83,7 @@ pub(super) fn print_table(
 }
 
 pub(super) fn as_json(verification: &Verification, error: Option<&ConnectError>) -> Value {
-    let simulated = verification.certificate.simulated;
-    let verdict = match (error, simulated) {
-        (Some(_), _) => "FAIL",
-        (None, true) => "SIMULATED",
-        (None, false) => "PASS",
-    };
-    json!({
-        "verdict": verdict,
-        "simulated": simulated,
-        "certificate": verification.certificate,
-        "fresh": verification.fresh,
-        "error": error.map(|error| cocoon::plain(&error.to_string(), 4000)),
-        "exit_code": error.map_or(Exit::Ok, Exit::from) as u8,
-    })
+    let mut report = cocoon::verdict_json(verification, error.map(Exit::from));
+    report["error"] = json!(error.map(|error| cocoon::plain(&error.to_string(), 4000)));
+    report
 }

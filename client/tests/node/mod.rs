@@ -38,7 +38,7 @@ use cocoon_verify::{
     TdxExpectations, UsageKeyRule,
 };
 use ed25519_dalek::SigningKey;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -50,6 +50,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
     task::JoinHandle,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -349,6 +350,12 @@ pub(crate) struct ChatScript {
     pub(crate) other_text: bool,
     /// Ends the stream before the receipt.
     pub(crate) cut: bool,
+    /// Breaks the connection after so many pieces.
+    pub(crate) break_after: Option<usize>,
+    /// Sends a piece only when this gives a permit for it.
+    pub(crate) gate: Option<Arc<Semaphore>>,
+    /// Refuses with this status.
+    pub(crate) refuse: Option<StatusCode>,
 }
 
 /// What the node does.
@@ -367,7 +374,7 @@ struct State {
     guest: Mutex<Guest>,
     evidence_guest: Mutex<Option<Guest>>,
     script: Script,
-    leaf: Digest32,
+    identity: Mutex<(TlsAcceptor, Digest32)>,
     received: Arc<Mutex<Vec<u8>>>,
     requests: Mutex<Vec<String>>,
     evidence: Mutex<Vec<Vec<u8>>>,
@@ -398,7 +405,7 @@ impl Node {
             guest: Mutex::new(guest),
             evidence_guest: Mutex::new(script.evidence_guest.take()),
             script,
-            leaf: Digest32::of(&identity.certificate),
+            identity: Mutex::new((acceptor, Digest32::of(&identity.certificate))),
             received: Arc::default(),
             requests: Mutex::default(),
             evidence: Mutex::default(),
@@ -407,7 +414,8 @@ impl Node {
         let shared = state.clone();
         let server = tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(connection(tcp, acceptor.clone(), shared.clone()));
+                let (acceptor, leaf) = shared.identity.lock().unwrap().clone();
+                tokio::spawn(connection(tcp, acceptor, leaf, shared.clone()));
             }
         });
         Self {
@@ -421,6 +429,13 @@ impl Node {
     pub(crate) async fn honest(mut guest: Guest) -> Self {
         let identity = Identity::of(&mut guest, -60, DAY_S);
         Self::serve(guest, &identity, Script::default()).await
+    }
+
+    /// Another TLS key and certificate for connections from now on.
+    pub(crate) fn rotate(&self) {
+        let identity = Identity::of(&mut self.state.guest.lock().unwrap(), -60, DAY_S);
+        let acceptor = TlsAcceptor::from(Arc::new(identity.server_config()));
+        *self.state.identity.lock().unwrap() = (acceptor, Digest32::of(&identity.certificate));
     }
 
     /// Method and path of every request.
@@ -457,7 +472,7 @@ impl Node {
     }
 }
 
-async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
+async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, leaf: Digest32, state: Arc<State>) {
     if state.script.stall_handshake {
         std::future::pending::<()>().await;
     }
@@ -472,6 +487,7 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
             .unwrap(),
         grant: Mutex::default(),
         tls: Arc::new(Mutex::new(tls)),
+        leaf,
         state: state.clone(),
     };
     let session = Arc::new(session);
@@ -492,10 +508,54 @@ struct Session {
     proof_exporter: [u8; 32],
     grant: Mutex<Option<SignedGrant>>,
     tls: Arc<Mutex<TlsStream<TcpStream>>>,
+    leaf: Digest32,
     state: Arc<State>,
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Piped>;
+
+/// A body whose pieces come from elsewhere.
+pub(crate) struct Piped(mpsc::UnboundedReceiver<io::Result<Bytes>>);
+
+impl Piped {
+    fn whole(bytes: Bytes) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let _ = sender.send(Ok(bytes));
+        Self(receiver)
+    }
+
+    /// Sends the pieces as the script says.
+    fn script(pieces: Vec<String>, script: &ChatScript) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let (gate, break_after) = (script.gate.clone(), script.break_after);
+        tokio::spawn(async move {
+            for (index, piece) in pieces.into_iter().enumerate() {
+                if let Some(gate) = &gate {
+                    gate.acquire().await.unwrap().forget();
+                }
+                if break_after == Some(index) {
+                    let _ = sender.send(Err(io::ErrorKind::BrokenPipe.into()));
+                    return;
+                }
+                let _ = sender.send(Ok(piece.into()));
+            }
+        });
+        Self(receiver)
+    }
+}
+
+impl hyper::body::Body for Piped {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<hyper::body::Frame<Bytes>>>> {
+        let piece = self.0.poll_recv(cx);
+        piece.map(|piece| piece.map(|piece| piece.map(hyper::body::Frame::data)))
+    }
+}
 
 impl Session {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
@@ -535,7 +595,7 @@ impl Session {
         let mut other = self.state.evidence_guest.lock().unwrap();
         let mut own = self.state.guest.lock().unwrap();
         let guest = other.as_mut().unwrap_or(&mut own);
-        let bytes = guest.fresh(&nonce, &exporter, self.state.leaf).encode();
+        let bytes = guest.fresh(&nonce, &exporter, self.leaf).encode();
         self.state.evidence.lock().unwrap().push(bytes.clone());
         bytes
     }
@@ -566,31 +626,42 @@ impl Session {
         let Some(grant) = self.grant.lock().unwrap().clone() else {
             return status(StatusCode::PAYMENT_REQUIRED, "offer a grant first");
         };
-        let request: serde_json::Value = serde_json::from_slice(body).unwrap();
-        assert_eq!(request["stream"], true);
         let script = &self.state.script.chat;
-        let mut stream = String::new();
-        let mut chunk = |value: serde_json::Value| stream.push_str(&format!("data: {value}\n\n"));
-        let id = "chatcmpl-42";
+        if let Some(refused) = script.refuse {
+            return status(refused, "refused by script");
+        }
+        let request: serde_json::Value = serde_json::from_slice(body).unwrap();
+        let id = format!("chatcmpl-{}", self.state.requests.lock().unwrap().len());
+        let content_key = ContentKey([3; 32]);
+        let receipt = || self.receipt(&id, &grant.grant, body, &content_key);
+        if request["stream"] != true {
+            let message = json!({"role": "assistant", "content": ANSWER.concat()});
+            let answer = json!({"id": id, "object": "chat.completion", "created": 1, "model": "cocoon-demo",
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "cocoon": {"receipt": receipt(), "content_key": content_key}});
+            return ok("application/json", answer.to_string());
+        }
+        let chunk = |value: serde_json::Value| format!("data: {value}\n\n");
+        let mut pieces = vec![];
         for text in ANSWER {
             let text = if script.other_text {
                 text.to_uppercase()
             } else {
                 text.to_owned()
             };
-            chunk(json!({"id": id, "object": "chat.completion.chunk",
-                "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}));
+            pieces.push(chunk(json!({"id": id, "object": "chat.completion.chunk",
+                "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]})));
         }
-        chunk(json!({"id": id, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}));
         if !script.cut {
-            let content_key = ContentKey([3; 32]);
-            let receipt = self.receipt(id, &grant.grant, body, &content_key);
-            chunk(
-                json!({"id": id, "choices": [], "cocoon": {"receipt": receipt, "content_key": content_key}}),
-            );
-            stream.push_str("data: [DONE]\n\n");
+            let finish = json!({"id": id, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
+            let proof = json!({"id": id, "choices": [],
+                "cocoon": {"receipt": receipt(), "content_key": content_key}});
+            pieces.push(format!("{}{}data: [DONE]\n\n", chunk(finish), chunk(proof)));
         }
-        ok("text/event-stream", stream)
+        Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(Piped::script(pieces, script))
+            .unwrap()
     }
 
     fn receipt(&self, id: &str, grant: &Grant, body: &[u8], key: &ContentKey) -> SignedReceipt {
@@ -629,7 +700,7 @@ async fn reply(reply: &Reply, honest: impl FnOnce() -> Vec<u8>) -> Answer {
 fn ok(content_type: &str, body: impl Into<Bytes>) -> Answer {
     Response::builder()
         .header("content-type", content_type)
-        .body(Full::new(body.into()))
+        .body(Piped::whole(body.into()))
         .unwrap()
 }
 
@@ -637,7 +708,7 @@ fn status(status: StatusCode, message: &str) -> Answer {
     let body = json!({"error": {"message": message, "type": "invalid_request_error", "code": null}});
     Response::builder()
         .status(status)
-        .body(Full::new(Bytes::from(body.to_string())))
+        .body(Piped::whole(Bytes::from(body.to_string())))
         .unwrap()
 }
 

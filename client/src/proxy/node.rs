@@ -1,0 +1,371 @@
+//! One node behind the proxy: its proof, its paid connections, and whether it is to be left alone.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cocoon_protocol::SignedGrant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    ConnectError, Deadlines, Endpoint, Exit, PaidSession, PayError, Proof, Purse, Verification, Verifier,
+    clock,
+};
+
+/// Connections to one node, as many as an agent takes.
+const CONNECTIONS_MAX: usize = 256;
+/// Connections that are kept without a request.
+const IDLE_MAX: usize = 64;
+/// An agent closes idle connections after 90 s.
+const IDLE_FOR: Duration = Duration::from_secs(60);
+/// How long a node is left alone after its first failure in a row, and at most; it doubles in between.
+const ALONE_FIRST: Duration = Duration::from_secs(1);
+const ALONE_MAX: Duration = Duration::from_secs(60);
+
+/// A node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    endpoint: Endpoint,
+    verifier: Verifier,
+    idle: Mutex<Vec<(PaidSession, Instant)>>,
+    places: Arc<Semaphore>,
+    outstanding: AtomicUsize,
+    health: Mutex<Health>,
+    account: Mutex<Account>,
+    /// Held while a grant is locked, so that requests at the same time lock one.
+    granting: tokio::sync::Mutex<()>,
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Health {
+    /// The newest, fresh or not.
+    pub(crate) proof: Option<Arc<Proof>>,
+    /// Why it is left alone.
+    pub(crate) fault: Option<Fault>,
+    /// It signed something untrue: it is never used again.
+    pub(crate) distrusted: bool,
+    failures: u32,
+    alone_until: Option<Instant>,
+}
+
+/// What went wrong last.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) at_s: u64,
+    pub(crate) exit: Exit,
+    pub(crate) text: String,
+    pub(crate) verification: Option<Box<Verification>>,
+}
+
+/// The grant that is drawn upon, and what those before it cost.
+#[derive(Debug, Default)]
+struct Account {
+    grant: Option<SignedGrant>,
+    /// What may be locked for this node in all.
+    share_nano: u64,
+    /// Served on grants that are used up or expired.
+    spent_nano: u64,
+    /// Served on `grant`, as far as its receipts said.
+    served_nano: u64,
+}
+
+impl Account {
+    fn left_nano(&self) -> u64 {
+        self.share_nano
+            .saturating_sub(self.spent_nano)
+            .saturating_sub(self.served_nano)
+    }
+
+    fn replace(&mut self, grant: SignedGrant) {
+        self.spent_nano = self.spent_nano.saturating_add(self.served_nano);
+        self.served_nano = 0;
+        self.grant = Some(grant);
+    }
+}
+
+/// Why there is no paid connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Pay(#[from] PayError),
+}
+
+/// A place on a node, for one request.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    node: Arc<Node>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.node.outstanding.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Health {
+    /// Whether requests may be sent to it.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.proof.is_some() && self.fault.is_none() && !self.distrusted
+    }
+
+    /// A failed node is tried again when its time has passed.
+    fn may_be_tried(&self) -> bool {
+        let rested = self.alone_until.is_none_or(|until| until <= Instant::now());
+        self.fault.is_some() && !self.distrusted && rested
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        let alone = ALONE_FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(ALONE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.alone_until = Some(Instant::now() + alone);
+        self.fault = Some(fault);
+    }
+}
+
+impl Node {
+    pub(crate) fn new(endpoint: Endpoint, verifier: Verifier) -> Self {
+        Self {
+            endpoint,
+            verifier,
+            idle: Mutex::default(),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            outstanding: AtomicUsize::new(0),
+            health: Mutex::default(),
+            account: Mutex::default(),
+            granting: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn deadlines(&self) -> &Deadlines {
+        self.verifier.deadlines()
+    }
+
+    /// Requests that run on it.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.lock_health().clone()
+    }
+
+    /// Sets what may be locked for this node in all.
+    pub(crate) fn grant_share(&self, share_nano: u64) {
+        self.lock_account().share_nano = share_nano;
+    }
+
+    /// A place for a request, unless the node is full.
+    pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        Some(Lease {
+            node: Arc::clone(self),
+            _place: place,
+        })
+    }
+
+    /// Verifies the node, or uses what was proven lately.
+    pub(crate) async fn verify(&self) -> Result<Arc<Proof>, ConnectError> {
+        let connected = self.verifier.connect(&self.endpoint).await;
+        match connected {
+            Ok(session) => {
+                self.succeeded(session.proof());
+                Ok(Arc::clone(session.proof()))
+            }
+            Err(error) => {
+                self.refused(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Tries a failed node again from time to time, for ever.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(ALONE_FIRST).await;
+            let due = self.lock_health().may_be_tried();
+            if due {
+                // Its failure is in the node's health.
+                let _ = self.verify().await;
+            }
+        }
+    }
+
+    /// A paid connection on which `need_nano` can be asked for: an idle one if `reuse`, or a new one. The flag
+    /// tells whether it is used again; its other end may have closed it meanwhile.
+    pub(crate) async fn session(
+        &self,
+        purse: &Purse,
+        need_nano: u64,
+        reuse: bool,
+    ) -> Result<(PaidSession, bool), NodeError> {
+        if reuse && let Some(session) = self.take_idle(need_nano) {
+            return Ok((session, true));
+        }
+        let connected = self.verifier.connect(&self.endpoint).await;
+        let mut session = connected.inspect_err(|error| self.refused(error))?;
+        self.succeeded(session.proof());
+        let known = self.lock_account().grant.clone();
+        if let Some(grant) = &known
+            && let Some(bound) = purse.offer(&mut session, grant, need_nano).await?
+        {
+            return Ok((session.open(bound), false));
+        }
+        let _turn = self.granting.lock().await;
+        let current = self.lock_account().grant.clone();
+        // Somebody else may have locked a new one meanwhile.
+        if current != known
+            && let Some(grant) = &current
+            && let Some(bound) = purse.offer(&mut session, grant, need_nano).await?
+        {
+            return Ok((session.open(bound), false));
+        }
+        let cap_nano = self.lock_account().left_nano();
+        let (grant, bound) = purse
+            .bind(&mut session, need_nano, cap_nano, clock::now_s())
+            .await?;
+        self.lock_account().replace(grant);
+        Ok((session.open(bound), false))
+    }
+
+    fn take_idle(&self, need_nano: u64) -> Option<PaidSession> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(session, since)| since.elapsed() < IDLE_FOR && session.is_usable());
+        let fits = |session: &PaidSession| session.standing().left_nano() >= need_nano;
+        // The one that was used last is the likeliest to stand still.
+        let found = idle.iter().rposition(|(session, _)| fits(session))?;
+        Some(idle.swap_remove(found).0)
+    }
+
+    /// Takes back a connection on which nothing is outstanding.
+    pub(crate) fn give_back(&self, session: PaidSession) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX && session.is_usable() {
+            idle.push((session, Instant::now()));
+        }
+    }
+
+    /// A receipt came: the grant is that much used.
+    pub(crate) fn served(&self, paid: &PaidSession) {
+        let mut account = self.lock_account();
+        let is_current = account.grant.as_ref().is_some_and(|grant| paid.is_on(grant));
+        if is_current {
+            account.served_nano = account.served_nano.max(paid.standing().served_nano);
+        }
+    }
+
+    pub(crate) fn succeeded(&self, proof: &Arc<Proof>) {
+        let mut health = self.lock_health();
+        health.proof = Some(Arc::clone(proof));
+        health.fault = None;
+        health.failures = 0;
+        health.alone_until = None;
+    }
+
+    /// It failed at something else than its verification.
+    pub(crate) fn failed(&self, text: String) {
+        self.lock_health().fail(Fault {
+            at_s: clock::now_s(),
+            exit: Exit::Unreachable,
+            text,
+            verification: None,
+        });
+    }
+
+    fn refused(&self, error: &ConnectError) {
+        tracing::warn!(node = %self.endpoint, "not verified: {}", crate::plain(&error.to_string(), 400));
+        let verification = match error {
+            ConnectError::Refused { verification, .. } | ConnectError::AnotherGuest { verification } => {
+                Some(verification.clone())
+            }
+            _ => None,
+        };
+        self.lock_health().fail(Fault {
+            at_s: clock::now_s(),
+            exit: Exit::from(error),
+            text: crate::plain(&error.to_string(), 4000),
+            verification,
+        });
+    }
+
+    /// It signed something untrue.
+    pub(crate) fn distrust(&self, text: String) {
+        tracing::error!(node = %self.endpoint, "not used any more: {text}");
+        let mut health = self.lock_health();
+        health.distrusted = true;
+        health.fail(Fault {
+            at_s: clock::now_s(),
+            exit: Exit::Request,
+            text,
+            verification: None,
+        });
+    }
+
+    fn lock_account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault() -> Fault {
+        Fault {
+            at_s: 0,
+            exit: Exit::Unreachable,
+            text: String::new(),
+            verification: None,
+        }
+    }
+
+    #[test]
+    fn a_failing_node_is_left_alone_for_longer_and_longer() {
+        let mut health = Health::default();
+        let mut waits = vec![];
+        for _ in 0..10 {
+            let before = Instant::now();
+            health.fail(fault());
+            waits.push((health.alone_until.unwrap() - before).as_secs());
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
+        assert!(!health.may_be_tried());
+        health.alone_until = Some(Instant::now());
+        assert!(health.may_be_tried());
+    }
+
+    #[test]
+    fn a_node_that_lied_is_not_tried_again() {
+        let mut health = Health {
+            distrusted: true,
+            ..Health::default()
+        };
+        health.fail(fault());
+        health.alone_until = None;
+        assert!(!health.may_be_tried() && !health.is_usable());
+    }
+}

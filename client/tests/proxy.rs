@@ -1,0 +1,443 @@
+//! The proxy against nodes over loopback and a real local chain: what programs get, what nodes get, and what
+//! neither must.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod node;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use cocoon::{Deadlines, Fleet, Proxy, Purse, Wallet};
+use cocoon_settlement::{GlobalConfig, LocalChain, LocalChainHandle};
+use cocoon_simulator::SimulatedPlatform;
+use cocoon_verify::Floors;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Node, Script, now_s};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
+
+const PROMPT: &str = "the-secret-prompt";
+const TON: u64 = 1_000_000_000;
+
+/// A platform and a chain.
+struct World {
+    dir: tempfile::TempDir,
+    platform: SimulatedPlatform,
+    _chain: LocalChainHandle,
+}
+
+/// A proxy that serves; ends when dropped.
+struct Served {
+    address: SocketAddr,
+    server: JoinHandle<Infallible>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let platform = SimulatedPlatform::open_or_create(&dir.path().join("platform"), now_s()).unwrap();
+        let chain = LocalChain::open(dir.path().join("chain")).unwrap();
+        let chain = chain.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        std::fs::write(dir.path().join("ton.json"), chain.global_config().to_json()).unwrap();
+        Self {
+            platform,
+            dir,
+            _chain: chain,
+        }
+    }
+
+    async fn node(&self, chat: ChatScript) -> Node {
+        let mut guest = Guest::boot(&self.platform, 1);
+        let identity = Identity::of(&mut guest, -60, DAY_S);
+        let script = Script {
+            chat,
+            ..Script::default()
+        };
+        Node::serve(guest, &identity, script).await
+    }
+
+    async fn proxy(&self, nodes: &[&Node]) -> Served {
+        self.proxy_with(nodes, 10 * TON).await
+    }
+
+    async fn proxy_with(&self, nodes: &[&Node], max_nano: u64) -> Served {
+        let policy = Guest::boot(&self.platform, 1).policy();
+        let endpoints = nodes.iter().map(|node| node.endpoint.clone());
+        let fleet = Fleet::new(endpoints, &policy, Floors::default(), Deadlines::default()).unwrap();
+        fleet.verify().await;
+        let wallet = Wallet::create(&self.dir.path().join("wallet")).unwrap();
+        let config = GlobalConfig::load(self.dir.path().join("ton.json")).unwrap();
+        let purse = Purse::open(wallet, &config, fleet.network().unwrap())
+            .await
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Served {
+            address: listener.local_addr().unwrap(),
+            server: tokio::spawn(Proxy::new(fleet, purse, max_nano).serve(listener)),
+        }
+    }
+}
+
+impl Served {
+    async fn send(&self, request: hyper::http::request::Builder, body: &Value) -> Response<Incoming> {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let body = Full::new(Bytes::from(body.to_string()));
+        client.request(request.body(body).unwrap()).await.unwrap()
+    }
+
+    async fn get(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.address);
+        let response = self.send(Request::get(url), &Value::Null).await;
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        text(response).await
+    }
+
+    async fn get_json(&self, path: &str) -> Value {
+        serde_json::from_str(&self.get(path).await).unwrap()
+    }
+
+    fn post(&self) -> hyper::http::request::Builder {
+        Request::post(format!("http://{}/v1/chat/completions", self.address))
+    }
+
+    async fn chat(&self, stream: bool) -> Response<Incoming> {
+        self.send(self.post(), &chat(stream)).await
+    }
+}
+
+fn chat(stream: bool) -> Value {
+    json!({"model": "cocoon-demo", "stream": stream, "max_tokens": 16,
+           "messages": [{"role": "user", "content": PROMPT}]})
+}
+
+async fn text(response: Response<Incoming>) -> String {
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The payloads of a stream's events.
+fn events(stream: &str) -> Vec<Value> {
+    let lines = stream.lines().filter_map(|line| line.strip_prefix("data: "));
+    lines
+        .filter(|data| *data != "[DONE]")
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect()
+}
+
+fn content(stream: &str) -> String {
+    let events = events(stream);
+    let pieces = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    pieces.collect()
+}
+
+fn chats(node: &Node) -> usize {
+    node.requests()
+        .iter()
+        .filter(|line| line.contains("/v1/chat"))
+        .count()
+}
+
+fn quotes(node: &Node) -> usize {
+    node.requests()
+        .iter()
+        .filter(|line| line.contains("cocoon/evidence"))
+        .count()
+}
+
+/// Nothing of a prompt came out of TLS.
+fn assert_got_no_prompt(node: &Node) {
+    let received = node.received();
+    assert!(!String::from_utf8_lossy(&received).contains(PROMPT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_get_the_answer_and_its_receipt_is_kept() {
+    let world = World::new().await;
+    let node = world.node(ChatScript::default()).await;
+    let proxy = world.proxy(&[&node]).await;
+
+    let streamed = text(proxy.chat(true).await).await;
+    assert_eq!(content(&streamed), ANSWER.concat());
+    assert!(streamed.ends_with("data: [DONE]\n\n"), "{streamed}");
+    // Programs take the first choice of every event.
+    assert!(
+        events(&streamed)
+            .iter()
+            .all(|event| event["choices"][0].is_object()),
+        "{streamed}"
+    );
+    let id = events(&streamed)[0]["id"].as_str().unwrap().to_owned();
+    let kept = proxy.get_json(&format!("/receipts/{id}")).await;
+    assert_eq!(kept["receipt"]["receipt"]["request_id"], *id);
+    assert_eq!(kept["amount_nano"], 34_000_000);
+
+    let whole: Value = serde_json::from_str(&text(proxy.chat(false).await).await).unwrap();
+    assert_eq!(whole["choices"][0]["message"]["content"], ANSWER.concat());
+    assert_eq!(
+        proxy.get_json("/receipts").await["receipts"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    let metrics = proxy.get("/metrics").await;
+    assert!(
+        metrics.contains("requests_total{outcome=\"answered\"} 2\n"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("spent_nanoton_total 68000000\n"), "{metrics}");
+    // One connection served both, on one grant.
+    assert_eq!(
+        node.requests()
+            .iter()
+            .filter(|line| line.contains("/grant"))
+            .count(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_and_verification_are_shown() {
+    let world = World::new().await;
+    let node = world.node(ChatScript::default()).await;
+    let proxy = world.proxy(&[&node]).await;
+    assert_eq!(proxy.get_json("/v1/models").await["data"][0]["id"], "cocoon-demo");
+    assert_eq!(proxy.get_json("/v1/models/cocoon-demo").await["object"], "model");
+    let shown = proxy.get_json("/verification").await;
+    assert_eq!(shown["nodes"][0]["state"], "verified");
+    assert_eq!(shown["nodes"][0]["report"]["verdict"], "SIMULATED");
+    assert!(
+        shown["nodes"][0]["report"]["fresh"]["checks"]
+            .as_array()
+            .unwrap()
+            .len()
+            > 10
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_passed_on_piece_by_piece() {
+    let world = World::new().await;
+    let gate = Arc::new(Semaphore::new(1));
+    let node = world
+        .node(ChatScript {
+            gate: Some(gate.clone()),
+            ..ChatScript::default()
+        })
+        .await;
+    let proxy = world.proxy(&[&node]).await;
+    let mut body = proxy.chat(true).await.into_body();
+    let mut seen = String::new();
+    for pieces in 1..=ANSWER.len() {
+        // The next piece exists only once this one has arrived.
+        while content(&seen) != ANSWER[..pieces].concat() {
+            let frame = body.frame().await.unwrap().unwrap();
+            seen += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        }
+        gate.add_permits(1);
+    }
+    let rest = body.collect().await.unwrap().to_bytes();
+    assert!(rest.ends_with(b"data: [DONE]\n\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_goes_elsewhere_while_nothing_was_delivered() {
+    let failures = [
+        ChatScript {
+            refuse: Some(StatusCode::SERVICE_UNAVAILABLE),
+            ..ChatScript::default()
+        },
+        ChatScript {
+            break_after: Some(0),
+            ..ChatScript::default()
+        },
+    ];
+    for failure in failures {
+        let world = World::new().await;
+        let (failing, good) = (world.node(failure).await, world.node(ChatScript::default()).await);
+        let proxy = world.proxy(&[&failing, &good]).await;
+        // Whichever is picked first, each is answered; the failing one is asked once and then left alone.
+        for _ in 0..6 {
+            assert_eq!(content(&text(proxy.chat(true).await).await), ANSWER.concat());
+        }
+        assert_eq!(chats(&good), 6);
+        assert!(chats(&failing) <= 2, "{}", chats(&failing));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_broke_off_is_not_asked_for_again() {
+    let world = World::new().await;
+    let gate = Arc::new(Semaphore::new(1));
+    let breaking = ChatScript {
+        break_after: Some(1),
+        gate: Some(gate.clone()),
+        ..ChatScript::default()
+    };
+    let node = world.node(breaking).await;
+    let proxy = world.proxy(&[&node]).await;
+    let mut body = proxy.chat(true).await.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(content(std::str::from_utf8(&first).unwrap()), ANSWER[0]);
+    gate.add_permits(1);
+    let rest = body.collect().await.unwrap().to_bytes();
+    let rest = std::str::from_utf8(&rest).unwrap();
+    assert!(!rest.contains("[DONE]"), "{rest}");
+    assert_eq!(events(rest).last().unwrap()["error"]["code"], "answer_broken");
+    assert_eq!(chats(&node), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_false_receipt_ends_the_use_of_a_node() {
+    let world = World::new().await;
+    let node = world
+        .node(ChatScript {
+            change: Some(|receipt| receipt.served_nano += 1),
+            ..ChatScript::default()
+        })
+        .await;
+    let proxy = world.proxy(&[&node]).await;
+    let answer = text(proxy.chat(true).await).await;
+    assert!(!answer.contains("[DONE]"), "{answer}");
+    assert!(events(&answer).last().unwrap()["error"].is_object());
+    assert_eq!(
+        proxy.get_json("/verification").await["nodes"][0]["state"],
+        "distrusted"
+    );
+    assert!(
+        proxy.get_json("/receipts").await["receipts"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(proxy.chat(true).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(chats(&node), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_the_policy_refuses_gets_nothing() {
+    let world = World::new().await;
+    let good = world.node(ChatScript::default()).await;
+    let cheaper = Guest::boot_with(&world.platform, 1, |launch| {
+        launch.prices.input_nano_per_kilotoken = 1;
+    });
+    let other = Node::honest(cheaper).await;
+    let proxy = world.proxy(&[&other, &good]).await;
+    for _ in 0..4 {
+        assert_eq!(content(&text(proxy.chat(true).await).await), ANSWER.concat());
+    }
+    assert_eq!(chats(&good), 4);
+    assert_got_no_prompt(&other);
+    let shown = proxy.get_json("/verification").await;
+    assert_eq!(shown["nodes"][0]["fault"]["exit_code"], 10);
+    assert_eq!(shown["nodes"][0]["fault"]["report"]["verdict"], "FAIL");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_certificate_is_verified_before_the_next_byte() {
+    let world = World::new().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let node = world
+        .node(ChatScript {
+            gate: Some(gate.clone()),
+            ..ChatScript::default()
+        })
+        .await;
+    let proxy = world.proxy(&[&node]).await;
+    let ask = || {
+        let request = proxy.post().body(Full::new(Bytes::from(chat(true).to_string())));
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        tokio::spawn(async move { text(client.request(request.unwrap()).await.unwrap()).await })
+    };
+    let first = ask();
+    while chats(&node) < 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(quotes(&node), 1);
+    node.rotate();
+    // The first connection is busy, so this request makes a new one, which shows the new certificate.
+    let second = ask();
+    while chats(&node) < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(quotes(&node), 2);
+    gate.add_permits(2 * (ANSWER.len() + 1));
+    for answer in [first, second] {
+        assert_eq!(content(&answer.await.unwrap()), ANSWER.concat());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_cannot_ask_or_look() {
+    let world = World::new().await;
+    let node = world.node(ChatScript::default()).await;
+    let proxy = world.proxy(&[&node]).await;
+    for (name, value) in [
+        ("origin", "https://attacker.example"),
+        ("host", "attacker.example"),
+    ] {
+        let asked = proxy.send(proxy.post().header(name, value), &chat(true)).await;
+        assert_eq!(asked.status(), StatusCode::FORBIDDEN);
+        let url = format!("http://{}/receipts", proxy.address);
+        let looked = proxy
+            .send(Request::get(url).header(name, value), &Value::Null)
+            .await;
+        assert_eq!(looked.status(), StatusCode::FORBIDDEN);
+    }
+    assert_got_no_prompt(&node);
+    assert!(proxy.get("/metrics").await.contains("trespasses_total 4\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_locked_than_allowed() {
+    let world = World::new().await;
+    let node = world.node(ChatScript::default()).await;
+    let proxy = world.proxy_with(&[&node], TON / 100).await;
+    let refused = proxy.chat(true).await;
+    assert_eq!(refused.status(), StatusCode::PAYMENT_REQUIRED);
+    let error: Value = serde_json::from_str(&text(refused).await).unwrap();
+    assert!(
+        error["error"]["message"].as_str().unwrap().contains("--max-ton"),
+        "{error}"
+    );
+    assert_got_no_prompt(&node);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_said_in_openais_form() {
+    let world = World::new().await;
+    let node = world
+        .node(ChatScript {
+            refuse: Some(StatusCode::BAD_REQUEST),
+            ..ChatScript::default()
+        })
+        .await;
+    let proxy = world.proxy(&[&node]).await;
+    let mut other_model = chat(false);
+    other_model["model"] = json!("gpt-9");
+    let too_large = json!({"model": "cocoon-demo", "messages": "x".repeat(1024 * 1024)});
+    for (body, status) in [
+        (json!("no request"), StatusCode::BAD_REQUEST),
+        (other_model, StatusCode::NOT_FOUND),
+        (too_large, StatusCode::PAYLOAD_TOO_LARGE),
+        (chat(false), StatusCode::BAD_REQUEST),
+    ] {
+        let refused = proxy.send(proxy.post(), &body).await;
+        assert_eq!(refused.status(), status);
+        let error: Value = serde_json::from_str(&text(refused).await).unwrap();
+        assert!(error["error"]["message"].is_string(), "{error}");
+    }
+    // Only the last one was the node's to refuse; nobody else was asked again.
+    assert_eq!(chats(&node), 1);
+}
