@@ -15,13 +15,14 @@ use cocoon_measurements::{
 use crate::{
     command::{self, CommandError},
     erofs::{Content, PathError, Tree, WriteError},
-    input::hash_file,
+    input::{Sources, hash_file},
     kernel::{Fragment, KernelError, KernelPlan},
     library::{self, Library, LibraryError},
+    lock::{Lock, LockError},
     program::{self, Places},
     progress::Progress,
     publish::{PublishError, Staging},
-    recipe::{self, Lock, Recipe, RecipeError},
+    recipe::{self, Recipe, RecipeError},
 };
 
 /// Changes when this program makes another image from the same inputs.
@@ -39,8 +40,8 @@ pub struct Request {
     pub out: PathBuf,
     /// Source tree, cache and libtorch.
     pub places: Places,
-    /// Where locked inputs are looked for first.
-    pub inputs: Option<PathBuf>,
+    /// Where locked inputs come from.
+    pub inputs: Sources,
 }
 
 /// How a build ended well.
@@ -58,6 +59,9 @@ pub enum BuildError {
     /// The recipe.
     #[error("the recipe cannot be used")]
     Recipe(#[from] RecipeError),
+    /// The lock.
+    #[error("the image's lock cannot be used")]
+    Lock(#[from] LockError),
     /// The kernel.
     #[error("there is no kernel")]
     Kernel(#[from] KernelError),
@@ -143,12 +147,12 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Outcome, BuildErr
     // One build at a time for each cache; released when the file is closed.
     let _lock = lock_cache(cache, progress)?;
 
-    let plan = KernelPlan::new(lock.input(KERNEL_SOURCE)?.clone(), fragments(source, &recipe)?)?;
+    let plan = KernelPlan::new(lock.source(KERNEL_SOURCE)?.clone(), fragments(source, &recipe)?)?;
     let kernel = match plan.cached(cache) {
         Some(path) => path,
         None => {
             progress.stage("kernel: unpacking and compiling, about 6 minutes on two cores");
-            plan.build(request.inputs.as_deref(), cache)?
+            plan.build(&request.inputs, cache)?
         }
     };
     progress.stage("kernel: ready");

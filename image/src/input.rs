@@ -1,7 +1,9 @@
-//! Finds locked inputs: in a folder that the user names, in the cache, else in the pool of the system's
-//! configured Debian mirrors. Where a file comes from does not matter, its hash does.
+//! Finds locked inputs. In this order: a folder that the user names, the cache, the pools of the system's
+//! configured Debian mirrors, Debian's archive of old versions, a bundle of the user's own. Where a file comes
+//! from does not matter, its hash does.
 
 use std::{
+    cell::OnceCell,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -13,8 +15,30 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     command::{self, CommandError},
-    recipe::LockedInput,
+    lock::LockedInput,
 };
+
+/// Debian's own archive of everything that was ever in a suite.
+pub const DEBIAN_ARCHIVE: &str = "https://snapshot.debian.org";
+/// What a folder made by [`write_bundle`] holds beside the inputs, for `sha256sum --check`.
+pub const BUNDLE_SUMS: &str = "SHA256SUMS";
+
+/// Where inputs may come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// A folder that is searched first and never written.
+    pub given: Option<PathBuf>,
+    /// What is fetched is kept in its folder `inputs`.
+    pub cache: PathBuf,
+    /// Address of a snapshot archive of Debian.
+    pub archive: String,
+    /// The time of the snapshot.
+    pub snapshot: String,
+    /// Address of a folder made by [`write_bundle`].
+    pub bundle: Option<String>,
+    /// apt is asked once.
+    mirrors: OnceCell<Vec<String>>,
+}
 
 /// Why an input is not at hand.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +61,7 @@ pub enum InputError {
         /// The locked hash.
         expected: Digest32,
     },
-    /// A file cannot be read or moved.
+    /// A file cannot be read, copied or moved.
     #[error("cannot use {}", path.display())]
     Unusable {
         /// Which.
@@ -47,9 +71,8 @@ pub enum InputError {
     },
     /// It is nowhere.
     #[error(
-        "{file} (SHA-256 {sha256}) is not at hand and no configured Debian mirror has {pool}/{file}; put the \
-         file into {} or name its folder in COCOON_INPUTS (Debian's archive of old versions is \
-         https://snapshot.debian.org){reasons}",
+        "{file} (SHA-256 {sha256}) is not at hand, and nothing that was asked has {pool}/{file}; put the file \
+         into {} or name its folder in COCOON_INPUTS{reasons}",
         folder.display()
     )]
     Missing {
@@ -61,77 +84,171 @@ pub enum InputError {
         pool: String,
         /// Where it may be put.
         folder: Box<Path>,
-        /// What each mirror answered, ready for printing.
+        /// What each address answered, ready for printing.
         reasons: Box<str>,
     },
 }
 
-/// Returns the path of a file with the locked content.
-///
-/// # Errors
-/// See [`InputError`].
-pub fn find(input: &LockedInput, given: Option<&Path>, cache: &Path) -> Result<PathBuf, InputError> {
-    let folder = cache.join("inputs");
-    let candidates = given.map(|folder| folder.join(&input.file));
-    for path in candidates.into_iter().chain([folder.join(&input.file)]) {
-        if path.try_exists().map_err(|source| unusable(&path, source))? {
-            check(input, &path)?;
-            return Ok(path);
+impl Sources {
+    /// The usual places.
+    pub fn new(given: Option<PathBuf>, cache: &Path, snapshot: &str) -> Self {
+        Self {
+            given,
+            cache: cache.to_owned(),
+            archive: DEBIAN_ARCHIVE.to_owned(),
+            snapshot: snapshot.to_owned(),
+            bundle: None,
+            mirrors: OnceCell::new(),
         }
     }
-    fs::create_dir_all(&folder).map_err(|source| unusable(&folder, source))?;
-    download(input, &folder)
-}
 
-/// Downloads into a folder of its own, so that an interrupted download leaves nothing under the final name.
-///
-/// A pool holds a file as long as any suite needs it, so this works on a system whose own suite does not have
-/// the package.
-fn download(input: &LockedInput, folder: &Path) -> Result<PathBuf, InputError> {
-    let work = tempfile::Builder::new()
-        .prefix(".download-")
-        .tempdir_in(folder)
-        .map_err(|source| unusable(folder, source))?;
-    let fetched = work.path().join(&input.file);
-    let mut reasons = String::new();
-    let from_a_mirror = mirrors().unwrap_or_default().iter().any(|mirror| {
-        let failed = fetch(input, mirror, &fetched).err();
-        failed.iter().for_each(|error| reasons += &format!("\n{error}"));
-        failed.is_none()
-    });
-    if !from_a_mirror {
-        return Err(InputError::Missing {
+    /// A file with the locked content on this machine, if there is one.
+    ///
+    /// # Errors
+    /// [`InputError::WrongContent`]: something else has its name.
+    pub fn at_hand(&self, input: &LockedInput) -> Result<Option<PathBuf>, InputError> {
+        let folders = self.given.iter().cloned().chain([self.folder()]);
+        for path in folders.map(|folder| folder.join(&input.file)) {
+            if path.try_exists().map_err(|source| unusable(&path, source))? {
+                check(input, &path)?;
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The path of a file with the locked content, downloaded if need be.
+    ///
+    /// # Errors
+    /// See [`InputError`]. Nothing incomplete is then under the input's name.
+    pub fn find(&self, input: &LockedInput) -> Result<PathBuf, InputError> {
+        match self.at_hand(input)? {
+            Some(path) => Ok(path),
+            None => self.download(input),
+        }
+    }
+
+    /// Downloads into a folder of its own, so that an interrupted download leaves nothing under the final name.
+    ///
+    /// A pool holds a file as long as any suite needs it, so this works on a system whose own suite does not
+    /// have the package.
+    fn download(&self, input: &LockedInput) -> Result<PathBuf, InputError> {
+        let folder = self.folder();
+        fs::create_dir_all(&folder).map_err(|source| unusable(&folder, source))?;
+        let work = tempfile::Builder::new()
+            .prefix(".download-")
+            .tempdir_in(&folder)
+            .map_err(|source| unusable(&folder, source))?;
+        let fetched = work.path().join(&input.file);
+        let mut reasons = String::new();
+        let found = self.addresses(input).iter().any(|address| {
+            let failed = fetch(address, input, &fetched).err();
+            failed.iter().for_each(|error| reasons += &format!("\n{error}"));
+            failed.is_none()
+        });
+        if !found {
+            return Err(self.missing(input, &reasons));
+        }
+        check(input, &fetched)?;
+        let path = folder.join(&input.file);
+        let kept = File::open(&fetched).and_then(|file| file.sync_all());
+        kept.and_then(|()| fs::rename(&fetched, &path))
+            .map_err(|source| unusable(&path, source))?;
+        Ok(path)
+    }
+
+    /// The error that says where an input may be put.
+    pub fn missing(&self, input: &LockedInput, reasons: &str) -> InputError {
+        InputError::Missing {
             file: input.file.clone(),
             sha256: input.sha256,
             pool: input.pool.clone(),
-            folder: folder.into(),
+            folder: self.folder().into(),
             reasons: reasons.into(),
-        });
+        }
     }
-    check(input, &fetched)?;
-    let path = folder.join(&input.file);
-    fs::rename(&fetched, &path).map_err(|source| unusable(&path, source))?;
-    Ok(path)
+
+    fn addresses(&self, input: &LockedInput) -> Vec<String> {
+        let LockedInput { pool, file, .. } = input;
+        // Without apt there are no mirrors; the other addresses may still do.
+        let mirrors = self.mirrors.get_or_init(|| mirrors().unwrap_or_default());
+        let mut addresses: Vec<_> = mirrors
+            .iter()
+            .map(|mirror| format!("{mirror}{pool}/{file}"))
+            .collect();
+        // The archive finds a file by the time at which a suite had it, or by its hash.
+        let archived = match &input.archive_sha1 {
+            Some(sha1) => format!("{}/file/{sha1}", self.archive),
+            None => format!("{}/archive/debian/{}/{pool}/{file}", self.archive, self.snapshot),
+        };
+        addresses.push(archived);
+        addresses.extend(self.bundle.iter().map(|bundle| format!("{bundle}/{file}")));
+        addresses
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.cache.join("inputs")
+    }
+}
+
+/// Copies inputs into a folder that can be given to `--inputs`, or served and given to `--bundle`.
+///
+/// # Errors
+/// See [`InputError`]. Every file in the folder is then whole.
+pub fn write_bundle(sources: &Sources, inputs: &[&LockedInput], folder: &Path) -> Result<(), InputError> {
+    fs::create_dir_all(folder).map_err(|source| unusable(folder, source))?;
+    for input in inputs {
+        let found = sources.find(input)?;
+        let copied = tempfile::NamedTempFile::new_in(folder).map_err(|source| unusable(folder, source))?;
+        fs::copy(&found, copied.path()).map_err(|source| unusable(copied.path(), source))?;
+        check(input, copied.path())?;
+        publish(copied, &folder.join(&input.file))?;
+    }
+    let sums: String = inputs
+        .iter()
+        .map(|input| format!("{}  {}\n", input.sha256, input.file))
+        .collect();
+    let list = tempfile::NamedTempFile::new_in(folder).map_err(|source| unusable(folder, source))?;
+    fs::write(list.path(), sums).map_err(|source| unusable(list.path(), source))?;
+    publish(list, &folder.join(BUNDLE_SUMS))
+}
+
+fn publish(file: tempfile::NamedTempFile, path: &Path) -> Result<(), InputError> {
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(file.path(), readable).map_err(|source| unusable(path, source))?;
+    file.persist(path).map_err(|error| unusable(path, error.error))?;
+    Ok(())
 }
 
 /// Base addresses of the configured mirrors, each ending in a slash.
 fn mirrors() -> Result<Vec<String>, CommandError> {
+    repositories("$(REPO_URI)")
+}
+
+/// Base addresses of the configured mirrors that carry Debian itself.
+///
+/// # Errors
+/// apt is missing or failed.
+pub fn debian_mirrors() -> Result<Vec<String>, CommandError> {
+    let lines = repositories("$(LABEL) $(REPO_URI)")?;
+    let debian = lines.iter().filter_map(|line| line.strip_prefix("Debian "));
+    Ok(debian.map(str::to_owned).collect())
+}
+
+fn repositories(format: &str) -> Result<Vec<String>, CommandError> {
     let mut apt = Command::new("apt-get");
-    let listed = command::run(apt.args(["indextargets", "--format", "$(REPO_URI)"]), None)?;
-    let mut mirrors: Vec<String> = listed.lines().map(str::to_owned).collect();
-    mirrors.sort();
-    mirrors.dedup();
-    Ok(mirrors)
+    let listed = command::run(apt.args(["indextargets", "--format", format]), None)?;
+    let mut lines: Vec<String> = listed.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines.dedup();
+    Ok(lines)
 }
 
 /// apt's own downloader: it knows the system's proxies and checks the hash.
-fn fetch(input: &LockedInput, mirror: &str, to: &Path) -> Result<(), CommandError> {
-    let LockedInput {
-        pool, file, sha256, ..
-    } = input;
+fn fetch(address: &str, input: &LockedInput, to: &Path) -> Result<(), CommandError> {
     let mut apt = Command::new("/usr/lib/apt/apt-helper");
-    apt.arg("download-file").arg(format!("{mirror}{pool}/{file}"));
-    apt.arg(to).arg(format!("SHA256:{sha256}"));
+    apt.args(["download-file", address]);
+    apt.arg(to).arg(format!("SHA256:{}", input.sha256));
     command::run(&mut apt, None).map(|_| ())
 }
 
@@ -169,16 +286,24 @@ fn unusable(path: &Path, source: io::Error) -> InputError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::tests::locked;
 
-    fn locked(content: &[u8]) -> LockedInput {
-        LockedInput {
-            name: "test".into(),
-            version: "1".into(),
-            file: "cocoon-test-input_1_all.deb".into(),
-            bytes: content.len() as u64,
-            sha256: Digest32::of(content),
-            pool: "pool/main/c/cocoon-test-input".into(),
+    /// No mirrors and an archive that is a folder on this machine: the tests touch no network.
+    fn offline(cache: &Path, archive: &Path) -> Sources {
+        let mirrors = OnceCell::new();
+        mirrors.set(vec![]).unwrap();
+        Sources {
+            archive: format!("file://{}", archive.display()),
+            mirrors,
+            ..Sources::new(None, cache, "20260101T000000Z")
         }
+    }
+
+    /// A file in the archive under the input's path.
+    fn archived(archive: &Path, input: &LockedInput, content: &[u8]) {
+        let folder = archive.join("archive/debian/20260101T000000Z").join(&input.pool);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(&input.file), content).unwrap();
     }
 
     #[test]
@@ -188,20 +313,23 @@ mod tests {
         fs::create_dir(cache.path().join("inputs")).unwrap();
         let cached = cache.path().join("inputs").join(&input.file);
         fs::write(&cached, b"content").unwrap();
-        assert_eq!(find(&input, Some(given.path()), cache.path()).unwrap(), cached);
+        let mut sources = offline(cache.path(), cache.path());
+        sources.given = Some(given.path().to_owned());
+        assert_eq!(sources.find(&input).unwrap(), cached);
         let own = given.path().join(&input.file);
         fs::write(&own, b"content").unwrap();
-        assert_eq!(find(&input, Some(given.path()), cache.path()).unwrap(), own);
+        assert_eq!(sources.find(&input).unwrap(), own);
     }
 
     #[test]
     fn another_content_or_a_truncated_one_is_refused() {
-        let cache = tempfile::tempdir().unwrap();
-        let given = tempfile::tempdir().unwrap();
+        let (given, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let input = locked(b"content");
+        let mut sources = offline(cache.path(), cache.path());
+        sources.given = Some(given.path().to_owned());
         for content in [b"CONTENT".as_slice(), b"conten", b""] {
             fs::write(given.path().join(&input.file), content).unwrap();
-            let error = find(&input, Some(given.path()), cache.path()).unwrap_err();
+            let error = sources.find(&input).unwrap_err();
             assert!(matches!(error, InputError::WrongContent { .. }), "{error}");
         }
     }
@@ -210,11 +338,68 @@ mod tests {
     fn a_missing_input_is_named_with_its_hash_and_its_place() {
         let cache = tempfile::tempdir().unwrap();
         let input = locked(b"content");
-        let text = find(&input, None, cache.path()).unwrap_err().to_string();
+        let error = offline(cache.path(), cache.path()).find(&input).unwrap_err();
+        let text = error.to_string();
         for part in [&input.file, &input.sha256.to_string(), "COCOON_INPUTS"] {
             assert!(text.contains(part), "{text}");
         }
         let left = fs::read_dir(cache.path().join("inputs")).unwrap().count();
         assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn a_download_that_lies_or_stops_early_leaves_nothing_and_a_true_one_is_kept() {
+        let (archive, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let input = locked(b"content");
+        let sources = offline(cache.path(), archive.path());
+        for content in [b"CONTENT".as_slice(), b"conten", b"content and more"] {
+            archived(archive.path(), &input, content);
+            let error = sources.find(&input).unwrap_err();
+            assert!(matches!(error, InputError::Missing { .. }), "{error}");
+            let left = fs::read_dir(cache.path().join("inputs")).unwrap().count();
+            assert_eq!(left, 0, "{error}");
+        }
+        archived(archive.path(), &input, b"content");
+        let found = sources.find(&input).unwrap();
+        assert_eq!(fs::read(&found).unwrap(), b"content");
+        assert!(found.starts_with(cache.path()));
+    }
+
+    #[test]
+    fn the_archive_is_asked_by_its_own_hash_but_believed_only_by_the_locked_one() {
+        let (archive, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sha1 = "0123456789012345678901234567890123456789";
+        let mut input = locked(b"content");
+        input.archive_sha1 = Some(sha1.into());
+        fs::create_dir(archive.path().join("file")).unwrap();
+        let sources = offline(cache.path(), archive.path());
+        fs::write(archive.path().join("file").join(sha1), b"CONTENT").unwrap();
+        assert!(matches!(sources.find(&input), Err(InputError::Missing { .. })));
+        fs::write(archive.path().join("file").join(sha1), b"content").unwrap();
+        assert!(sources.find(&input).is_ok());
+    }
+
+    #[test]
+    fn a_bundle_serves_as_a_folder_and_as_an_address() {
+        let (archive, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let bundle = tempfile::tempdir().unwrap();
+        let input = locked(b"content");
+        archived(archive.path(), &input, b"content");
+        let sources = offline(cache.path(), archive.path());
+        write_bundle(&sources, &[&input], bundle.path()).unwrap();
+        let sums = fs::read_to_string(bundle.path().join(BUNDLE_SUMS)).unwrap();
+        assert_eq!(sums, format!("{}  {}\n", input.sha256, input.file));
+        assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 2);
+
+        let fresh = tempfile::tempdir().unwrap();
+        let mut from_folder = offline(fresh.path(), fresh.path());
+        from_folder.given = Some(bundle.path().to_owned());
+        assert_eq!(
+            from_folder.at_hand(&input).unwrap(),
+            Some(bundle.path().join(&input.file))
+        );
+        let mut from_address = offline(fresh.path(), fresh.path());
+        from_address.bundle = Some(format!("file://{}", bundle.path().display()));
+        assert!(from_address.find(&input).unwrap().starts_with(fresh.path()));
     }
 }

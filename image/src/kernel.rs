@@ -15,8 +15,8 @@ use cocoon_evidence::Digest32;
 
 use crate::{
     command::{self, CommandError},
-    input::{self, InputError},
-    recipe::LockedInput,
+    input::{InputError, Sources},
+    lock::LockedInput,
 };
 
 /// Changes when this module builds differently from the same inputs.
@@ -124,9 +124,9 @@ impl KernelPlan {
     ///
     /// # Errors
     /// See [`KernelError`]. The cache then has no kernel under this key, but a log.
-    pub fn build(&self, given: Option<&Path>, cache: &Path) -> Result<PathBuf, KernelError> {
+    pub fn build(&self, sources: &Sources, cache: &Path) -> Result<PathBuf, KernelError> {
         command::require(&TOOLS)?;
-        let source = input::find(&self.source, given, cache)?;
+        let source = sources.find(&self.source)?;
         let kernels = cache.join("kernel");
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -273,22 +273,12 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::tests::locked;
 
     fn fragment(text: &str) -> Fragment {
         Fragment {
             name: "test".into(),
             text: text.into(),
-        }
-    }
-
-    fn locked() -> LockedInput {
-        LockedInput {
-            name: "linux-source".into(),
-            version: "1".into(),
-            file: "cocoon-test-source.deb".into(),
-            bytes: 1,
-            sha256: Digest32::of(b"source"),
-            pool: "pool/main/l/linux".into(),
         }
     }
 
@@ -313,17 +303,17 @@ mod tests {
             let fragments = texts.iter().map(|text| fragment(text)).collect();
             KernelPlan::new(source, fragments).unwrap().key
         };
-        let base = key(locked(), &["CONFIG_A=y\n"]);
-        assert_eq!(base, key(locked(), &["CONFIG_A=y\n"]));
-        assert_ne!(base, key(locked(), &["CONFIG_A=n\n"]));
+        let base = key(locked(b"source"), &["CONFIG_A=y\n"]);
+        assert_eq!(base, key(locked(b"source"), &["CONFIG_A=y\n"]));
+        assert_ne!(base, key(locked(b"source"), &["CONFIG_A=n\n"]));
         assert_ne!(
             base,
-            key(locked(), &["CONFIG_A=y", "\n"]),
+            key(locked(b"source"), &["CONFIG_A=y", "\n"]),
             "bytes cannot move between fragments"
         );
         let other = LockedInput {
             sha256: Digest32::of(b"other"),
-            ..locked()
+            ..locked(b"source")
         };
         assert_ne!(base, key(other, &["CONFIG_A=y\n"]));
     }
@@ -331,9 +321,10 @@ mod tests {
     #[test]
     fn a_wrong_source_leaves_no_kernel() {
         let (given, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::write(given.path().join("cocoon-test-source.deb"), "other bytes").unwrap();
-        let plan = KernelPlan::new(locked(), vec![]).unwrap();
-        let error = plan.build(Some(given.path()), cache.path()).unwrap_err();
+        fs::write(given.path().join(&locked(b"source").file), "other bytes").unwrap();
+        let plan = KernelPlan::new(locked(b"source"), vec![]).unwrap();
+        let sources = Sources::new(Some(given.path().to_owned()), cache.path(), "");
+        let error = plan.build(&sources, cache.path()).unwrap_err();
         assert!(
             matches!(
                 error,

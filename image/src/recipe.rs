@@ -1,14 +1,15 @@
-//! Reads the recipe: what an image consists of (`PROFILE.toml`) and which fetched inputs it is made from
-//! (`image.lock`). Both are part of the source tree and trusted like it.
+//! Reads the recipe: what an image consists of (`PROFILE.toml`) and what the system that builds it offers
+//! (`builder.toml`). Both are part of the source tree and trusted like it.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use cocoon_evidence::Digest32;
 use cocoon_measurements::ImageProfile;
 use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::suite::Wanted;
 
 /// The recipe's folder in the source tree.
 pub const FOLDER: &str = "image/recipe";
@@ -71,33 +72,6 @@ pub struct LibraryFolder {
     pub strip: bool,
 }
 
-/// `image.lock`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lock {
-    /// The inputs.
-    #[serde(rename = "input")]
-    pub inputs: Vec<LockedInput>,
-}
-
-/// One file of exactly known content.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LockedInput {
-    /// What the builder calls it.
-    pub name: String,
-    /// For people.
-    pub version: String,
-    /// File name.
-    pub file: String,
-    /// Length.
-    pub bytes: u64,
-    /// Of the whole file.
-    pub sha256: Digest32,
-    /// Its folder on a Debian mirror.
-    pub pool: String,
-}
-
 /// Why a recipe cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
@@ -117,12 +91,6 @@ pub enum RecipeError {
         /// Why.
         source: Box<toml::de::Error>,
     },
-    /// The lock lacks an input that the builder needs.
-    #[error("image.lock has no input named {name:?}")]
-    NotLocked {
-        /// The name.
-        name: &'static str,
-    },
 }
 
 impl Recipe {
@@ -140,23 +108,12 @@ impl Recipe {
     }
 }
 
-impl Lock {
-    /// Reads the lock of a source tree.
-    ///
-    /// # Errors
-    /// See [`RecipeError`].
-    pub fn load(source: &Path) -> Result<Self, RecipeError> {
-        load(&source.join(FOLDER).join("image.lock"))
-    }
-
-    /// The input with this name.
-    ///
-    /// # Errors
-    /// [`RecipeError::NotLocked`].
-    pub fn input(&self, name: &'static str) -> Result<&LockedInput, RecipeError> {
-        let found = self.inputs.iter().find(|input| input.name == name);
-        found.ok_or(RecipeError::NotLocked { name })
-    }
+/// Reads what the builder root is to offer.
+///
+/// # Errors
+/// See [`RecipeError`].
+pub fn builder(source: &Path) -> Result<Wanted, RecipeError> {
+    load(&source.join(FOLDER).join("builder.toml"))
 }
 
 fn load<T: DeserializeOwned>(path: &Path) -> Result<T, RecipeError> {
@@ -173,6 +130,7 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<T, RecipeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::Lock;
 
     #[test]
     fn the_recipes_of_this_tree_are_well_formed() {
@@ -181,6 +139,13 @@ mod tests {
         for fragment in &recipe.kernel {
             assert!(source.join(FOLDER).join(fragment).is_file(), "{fragment}");
         }
-        Lock::load(source).unwrap().input("linux-source").unwrap();
+        let wanted = builder(source).unwrap();
+        let lock = Lock::load(source).unwrap();
+        lock.source("linux-source").unwrap();
+        assert_eq!(lock.builder.suite, wanted.suite);
+        for package in &wanted.packages {
+            let locked = lock.builder.packages.iter().any(|input| &input.name == package);
+            assert!(locked, "{package}: run `cocoon-image lock update`");
+        }
     }
 }

@@ -1,0 +1,76 @@
+//! `cocoon-image build`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use cocoon_image::{
+    image::{self, Outcome, Request},
+    lock::Lock,
+    program::Places,
+    progress::Progress,
+};
+use cocoon_measurements::ImageProfile;
+
+use super::InputArguments;
+
+const LIBTORCH: &str = "libtorch-2.11.0";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BuildArguments {
+    /// Which image. `dev` has a console and can run without TDX, simulated; never use it for other
+    /// people's prompts.
+    #[arg(long)]
+    profile: Profile,
+    /// The folder that the image appears as. An older image there is replaced when the new one is complete.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The folder that scripts/libtorch makes [default: libtorch-2.11.0 in the cache].
+    #[arg(long, value_name = "DIR", env = "LIBTORCH")]
+    libtorch: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: InputArguments,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Profile {
+    Dev,
+}
+
+pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
+    let progress = Progress::start();
+    let (cache, source) = (arguments.inputs.cache()?, arguments.inputs.source()?);
+    let libtorch = arguments.libtorch.unwrap_or_else(|| cache.join(LIBTORCH));
+    let out = arguments.out;
+    let request = Request {
+        profile: match arguments.profile {
+            Profile::Dev => ImageProfile::Dev,
+        },
+        out: out.clone(),
+        inputs: arguments.inputs.sources(&Lock::load(&source)?)?,
+        places: Places {
+            source,
+            cache,
+            libtorch: std::path::absolute(libtorch).context("--libtorch")?,
+        },
+    };
+    match image::build(&request, &progress)? {
+        Outcome::Unchanged => progress.stage(&format!(
+            "{} is up to date: it was made from the same inputs",
+            out.display()
+        )),
+        Outcome::Built(manifest) => {
+            let root = &manifest.artifacts.root;
+            let megabytes = root.bytes / 1_000_000;
+            progress.stage(&format!(
+                "{}: {} entries in a root of {megabytes} MB",
+                out.display(),
+                manifest.files.len()
+            ));
+            println!("root hash {}", manifest.root_verity.root_hash);
+            println!("kernel    {}", manifest.artifacts.kernel.sha256);
+            println!("firmware  {}", manifest.artifacts.firmware.sha256);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The subcommands' arguments, and how they call the library.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use cocoon_image::{
+    command::CommandError,
+    image::BuildError,
+    input::{DEBIAN_ARCHIVE, InputError, Sources},
+    lock::Lock,
+    recipe,
+    toolchain::ToolchainError,
+};
+
+mod build;
+mod lock;
+
+pub(crate) use build::{BuildArguments, build};
+pub(crate) use lock::{LockCommand, lock};
+
+/// Where things are, for every subcommand that uses locked inputs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InputArguments {
+    /// Where the kernel, compiled programs and fetched inputs are kept between builds
+    /// [default: ~/.cache/cocoon].
+    #[arg(long, value_name = "DIR", env = "COCOON_CACHE")]
+    cache: Option<PathBuf>,
+    /// A folder that is searched for locked inputs before the cache and Debian's mirror.
+    #[arg(long, value_name = "DIR", env = "COCOON_INPUTS")]
+    inputs: Option<PathBuf>,
+    /// Debian's archive of old versions, or a copy of it; asked when no configured mirror has a file.
+    #[arg(long, value_name = "ADDRESS", env = "COCOON_ARCHIVE", default_value = DEBIAN_ARCHIVE)]
+    archive: String,
+    /// A served folder that `lock bundle` wrote; asked last.
+    #[arg(long, value_name = "ADDRESS", env = "COCOON_BUNDLE")]
+    bundle: Option<String>,
+    /// Root of Cocoon's source tree [default: the one that the current folder is in].
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+}
+
+impl InputArguments {
+    fn cache(&self) -> anyhow::Result<PathBuf> {
+        let cache = match &self.cache {
+            Some(cache) => cache.clone(),
+            None => env::home_dir()
+                .context("there is no home folder for the cache; give --cache")?
+                .join(".cache/cocoon"),
+        };
+        std::path::absolute(cache).context("--cache")
+    }
+
+    fn source(&self) -> anyhow::Result<PathBuf> {
+        let source = match &self.source {
+            Some(source) => source.clone(),
+            None => find_source()?,
+        };
+        std::path::absolute(source).context("--source")
+    }
+
+    fn sources(&self, lock: &Lock) -> anyhow::Result<Sources> {
+        let mut sources = Sources::new(self.inputs.clone(), &self.cache()?, &lock.builder.snapshot);
+        sources.archive.clone_from(&self.archive);
+        sources.bundle.clone_from(&self.bundle);
+        Ok(sources)
+    }
+}
+
+fn find_source() -> anyhow::Result<PathBuf> {
+    let current = env::current_dir().context("there is no current folder")?;
+    current
+        .ancestors()
+        .find(|folder| folder.join(recipe::FOLDER).is_dir())
+        .map(Path::to_owned)
+        .context("the current folder is in no source tree of Cocoon; give --source")
+}
+
+/// Something is not installed or not at hand: nothing is wrong with the sources.
+pub(crate) fn is_missing_input(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(BuildError::is_missing_input)
+            || matches!(cause.downcast_ref(), Some(InputError::Missing { .. }))
+            || matches!(cause.downcast_ref(), Some(ToolchainError::Missing { .. }))
+            || matches!(cause.downcast_ref(), Some(CommandError::MissingTool { .. }))
+    })
+}
