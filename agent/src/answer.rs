@@ -3,13 +3,15 @@
 //! A task of its own drives each request to its end, whether the client stays or goes: what was generated is
 //! charged and recorded even if nobody listens any more. The client's side only reads pieces from a queue.
 //!
+//! Streams go out in cells of few sizes on a fixed tick ([`crate::shape`]).
+//!
 //! If the engine fails in the middle, the stream carries an error in place of a receipt. Text that was already
 //! delivered is then not charged.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -20,16 +22,22 @@ use cocoon_protocol::{
 };
 use hyper::body::Frame;
 use serde_json::Value;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Interval, MissedTickBehavior, interval, timeout},
+};
 
 use crate::{
     engine::{Event, Running},
     meter::{Finished, Reservation},
     openai::{Answer, ApiError, finish_reason},
+    shape,
 };
 
 /// Pieces waiting for the client; a slower client holds up only itself.
 const PIECES_MAX: usize = 16;
+/// Encoded events that wait for their cell; more text than that stays in the queue of pieces.
+const PENDING_BYTES_MAX: usize = 64 * 1024;
 /// A client that takes nothing for this long has gone.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(30);
 /// Between two events of one request, a cancelled one too: an engine looks at messages between two turns, and a
@@ -161,35 +169,43 @@ pub(crate) async fn stream(
         None => return Err(cut_short()),
         Some(piece) => piece,
     };
-    let mut head = sse(&answer.first());
-    let mut events = Events {
+    let mut stream = Stream {
+        pending: sse(&answer.first()).into_bytes(),
         answer,
         include_usage,
-        ended: false,
-    };
-    head.push_str(&events.encode(first));
-    Ok(Body::Events {
-        head: Some(head),
-        events,
         pieces,
-    })
+        left: Left::Pieces,
+        tick: interval(shape::TICK),
+    };
+    // A client that was slow gets its next cells at the same distance, not in a burst that shows its backlog.
+    stream.tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stream.encode(first);
+    Ok(Body::Stream(Box::new(stream)))
 }
 
-/// An HTTP body: all at once, or server-sent events as they come.
+/// An HTTP body: all at once, or server-sent events in cells.
 pub(crate) enum Body {
     Whole(Option<Bytes>),
-    Events {
-        head: Option<String>,
-        events: Events,
-        pieces: mpsc::Receiver<Piece>,
-    },
+    Stream(Box<Stream>),
 }
 
-/// Turns pieces into server-sent events.
-pub(crate) struct Events {
+/// Turns pieces into server-sent events, and these into cells.
+pub(crate) struct Stream {
     answer: Answer,
     include_usage: bool,
-    ended: bool,
+    pieces: mpsc::Receiver<Piece>,
+    pending: Vec<u8>,
+    left: Left,
+    tick: Interval,
+}
+
+/// What may still come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Pieces,
+    Nothing,
+    /// The pieces ended without an end: the body must not look complete.
+    Broken,
 }
 
 impl Body {
@@ -198,11 +214,13 @@ impl Body {
     }
 }
 
-impl Events {
-    fn encode(&mut self, piece: Piece) -> String {
+impl Stream {
+    fn encode(&mut self, piece: Piece) {
         let answer = &self.answer;
-        self.ended = !matches!(piece, Piece::Text(_));
-        match piece {
+        if !matches!(piece, Piece::Text(_)) {
+            self.left = Left::Nothing;
+        }
+        let events = match piece {
             Piece::Text(text) => sse(&answer.text(&text)),
             Piece::Failed(error) => sse(&error.body()),
             Piece::End(end) => {
@@ -217,7 +235,30 @@ impl Events {
                 );
                 format!("{finish}{usage}{receipt}data: [DONE]\n\n")
             }
+        };
+        self.pending.extend(events.into_bytes());
+    }
+
+    /// Takes what has come since the last cell.
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        while self.left == Left::Pieces && self.pending.len() < PENDING_BYTES_MAX {
+            match self.pieces.poll_recv(cx) {
+                Poll::Ready(Some(piece)) => self.encode(piece),
+                Poll::Ready(None) => self.left = Left::Broken,
+                Poll::Pending => return,
+            }
         }
+    }
+
+    fn poll_cell(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        self.collect(cx);
+        match self.left {
+            Left::Nothing if self.pending.is_empty() => return Poll::Ready(None),
+            Left::Broken => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+            _ => {}
+        }
+        ready!(self.tick.poll_tick(cx));
+        Poll::Ready(Some(Ok(shape::cell(&mut self.pending))))
     }
 }
 
@@ -233,23 +274,11 @@ impl hyper::body::Body for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let frame = |bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
         match self.get_mut() {
-            Self::Whole(bytes) => bytes.take().map_or(Poll::Ready(None), frame),
-            Self::Events { head, events, pieces } => {
-                if let Some(head) = head.take() {
-                    return frame(head.into());
-                }
-                if events.ended {
-                    return Poll::Ready(None);
-                }
-                match pieces.poll_recv(cx) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(Some(piece)) => frame(events.encode(piece).into()),
-                    // Without an end the body must not look complete.
-                    Poll::Ready(None) => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
-                }
-            }
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(stream) => stream
+                .poll_cell(cx)
+                .map(|cell| cell.map(|cell| cell.map(Frame::data))),
         }
     }
 
@@ -262,7 +291,7 @@ impl hyper::body::Body for Body {
             Self::Whole(bytes) => {
                 hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Events { .. } => hyper::body::SizeHint::default(),
+            Self::Stream(_) => hyper::body::SizeHint::default(),
         }
     }
 }

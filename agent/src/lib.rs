@@ -25,6 +25,7 @@ pub mod platform;
 pub mod process;
 pub mod records;
 pub mod serve;
+mod shape;
 pub mod system;
 mod tls_key;
 pub mod transport;

@@ -44,6 +44,7 @@ use crate::{
     fresh::FreshQuotes,
     meter::{self, Meter, MeterError},
     openai::{self, Answer, ApiError, Chat},
+    shape,
     transport::{BoxStream, Listen},
 };
 
@@ -357,7 +358,7 @@ fn respond(content_type: &'static str, body: Bytes) -> Response<Body> {
 }
 
 fn json(value: &Value) -> Response<Body> {
-    respond("application/json", value.to_string().into())
+    respond("application/json", shape::whole(value.to_string()))
 }
 
 fn refuse(error: &ApiError) -> Response<Body> {

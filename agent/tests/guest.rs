@@ -198,6 +198,33 @@ async fn a_stream_ends_with_a_receipt_that_opens_and_a_record_that_matches() {
     );
 }
 
+/// The sizes and times of what it gets must not tell the host when a token came, or how long it was.
+#[tokio::test]
+async fn a_stream_comes_in_cells_of_fixed_sizes_whether_there_is_text_or_not() {
+    let world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    let stream = json!({"stream": true});
+    let response = client
+        .open("POST", "/v1/chat/completions", chat_body("wait", &stream))
+        .await;
+    let mut body = response.into_body();
+    let mut cells = vec![];
+    // The engine says nothing after its first token, and still there are cells.
+    while cells.len() < 4 {
+        cells.push(body.frame().await.unwrap().unwrap().into_data().unwrap());
+    }
+    assert!(cells.iter().all(|cell| cell.len() == 1024));
+    world.script.go.notify_one();
+    while let Some(cell) = body.frame().await {
+        cells.push(cell.unwrap().into_data().unwrap());
+    }
+    assert!(cells.iter().all(|cell| [1024, 4096].contains(&cell.len())));
+    assert_eq!(events(&cells.concat()).last().unwrap(), "[DONE]");
+
+    let (_, whole) = client.chat("count 2", json!({})).await;
+    assert_eq!(whole.len(), 4096, "an answer in one piece");
+}
+
 #[tokio::test]
 async fn without_a_grant_there_is_no_answer() {
     let world = World::start().await;

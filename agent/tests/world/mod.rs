@@ -489,10 +489,11 @@ pub(crate) fn chat_body(prompt: &str, more: &Value) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// The data of each server-sent event.
+/// The data of each server-sent event; comments are dropped, as clients do.
 pub(crate) fn events(body: &[u8]) -> Vec<String> {
     let text = std::str::from_utf8(body).unwrap();
     text.split_terminator("\n\n")
+        .filter(|event| !event.starts_with(':'))
         .map(|event| event.strip_prefix("data: ").unwrap().to_owned())
         .collect()
 }
