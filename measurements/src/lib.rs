@@ -38,8 +38,7 @@ pub use manifest::{
 };
 pub use measure::{INITRD_BYTES_MAX, Initrd, LaunchInputs, MeasureError, measure};
 pub use policy::{
-    BuildPolicyError, LAUNCH_DOCUMENT_BYTES_MAX, MODEL_DEVICE, PolicyInputs, SIMULATED_TD_ATTRIBUTES,
-    SIMULATED_XFAM, build_policy, model_event,
+    BuildPolicyError, LAUNCH_DOCUMENT_BYTES_MAX, MODEL_DEVICE, PolicyInputs, build_policy, model_event,
 };
 pub use prediction::{
     Alternative, FirmwareLayout, PredictedEvent, PredictedRegister, PredictedRegisters, Prediction,
@@ -47,7 +46,8 @@ pub use prediction::{
 pub use spec::{
     DeviceKind, DeviceSpec, EventLayout, FirmwareSpec, GuestFeatures, Hole64Gib, InitrdArgument,
     LaunchPlatform, LaunchSpec, MachineProfile, MemoryMib, PageOrder, ParseQemuVersionError, PciSpec,
-    QemuSpec, QemuVersion, RangeError, SecureBoot, SmbiosSpec, SnpSpec, SpecError, Vcpus, WindowGib,
+    PredictedTd, QemuSpec, QemuVersion, RangeError, SIMULATED_TD_ATTRIBUTES, SIMULATED_XFAM, SecureBoot,
+    SmbiosSpec, SnpSpec, SpecError, TD_ATTRIBUTES_DEFAULT, TdSource, TdSpec, TdSpecError, Vcpus, WindowGib,
 };
 pub use tdvf::{FIRMWARE_BYTES_MAX, Firmware, FirmwareError};
 pub use variable_store::VariableStoreError;

@@ -2,22 +2,16 @@
 
 use cocoon_evidence::Digest48;
 use cocoon_verify::{
-    Bits64, DocumentTerms, EventTerms, Expect, GpuEvidenceRule, HardwareTerms, POLICY_VERSION, PlatformTerms,
-    Policy, PolicyError, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms,
+    DocumentTerms, EventTerms, Expect, GpuEvidenceRule, HardwareTerms, POLICY_VERSION, PlatformTerms, Policy,
+    PolicyError, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbStatusName, TcbTerms, TdTerms,
     TdxExpectations, UsageKeyRule,
 };
 use serde::Deserialize;
 
-use crate::{LaunchPlatform, PredictedRegister, Prediction, VerityTree};
+use crate::{LaunchPlatform, LaunchSpec, PredictedRegister, Prediction, TdSpecError, VerityTree};
 
 /// The agent refuses longer launch documents.
 pub const LAUNCH_DOCUMENT_BYTES_MAX: usize = 8 * 1024;
-
-/// TD attributes of a simulated TD: SEPT_VE_DISABLE (bit 28), without which the host could inject exceptions.
-pub const SIMULATED_TD_ATTRIBUTES: u64 = 0x1000_0000;
-
-/// Extended features of a simulated TD: x87, SSE, AVX, AVX-512 (bits 0-2, 5-7), PKRU (9), AMX (17, 18).
-pub const SIMULATED_XFAM: u64 = 0x6_02e7;
 
 /// The device that the model volume is in the guest.
 pub const MODEL_DEVICE: &str = "/dev/vdb";
@@ -27,8 +21,8 @@ pub const MODEL_DEVICE: &str = "/dev/vdb";
 pub struct PolicyInputs<'a> {
     /// MRTD and RTMR0 to RTMR2.
     pub prediction: &'a Prediction,
-    /// Who measures.
-    pub platform: LaunchPlatform,
+    /// The machine.
+    pub spec: &'a LaunchSpec,
     /// The launch document's bytes, as the host will send them.
     pub launch_document: &'a [u8],
     /// The certificate at which the quote's chain must end, PEM.
@@ -56,6 +50,15 @@ pub enum BuildPolicyError {
     /// Not a platform with TDX registers.
     #[error("a policy for this platform is not made of TDX registers")]
     Platform,
+    /// `[td]` on a platform that has no use for it.
+    #[error("the LaunchSpec cannot be used")]
+    Td(#[from] TdSpecError),
+    /// Attributes of a TD that nothing here can know.
+    #[error(
+        "the LaunchSpec does not state xfam in [td], which depends on the processor; `cocoon-measure quote` shows it \
+         in a quote of such a machine"
+    )]
+    Xfam,
     /// The parts do not make a policy.
     #[error("the policy would not be usable")]
     Policy(#[from] PolicyError),
@@ -67,9 +70,8 @@ pub enum BuildPolicyError {
 /// # Errors
 /// See [`BuildPolicyError`].
 pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError> {
-    if inputs.platform == LaunchPlatform::Snp {
-        return Err(BuildPolicyError::Platform);
-    }
+    let td = inputs.spec.td()?.ok_or(BuildPolicyError::Platform)?;
+    let xfam = td.xfam.ok_or(BuildPolicyError::Xfam)?;
     let model = model_event(inputs.launch_document)?;
     let registers = &inputs.prediction.registers;
     let unset = || Expect::exact(Digest48::ZERO);
@@ -79,7 +81,7 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
         expires_s: inputs.expires_s,
         role: PolicyRole::Inference,
         platform: PlatformTerms {
-            simulated: inputs.platform == LaunchPlatform::Simulated,
+            simulated: inputs.spec.platform == LaunchPlatform::Simulated,
             root_pem: inputs.root_pem.to_owned(),
         },
         hardware: HardwareTerms::Tdx(TdxExpectations {
@@ -93,8 +95,8 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
                 mr_owner_config: unset(),
             },
             td: TdTerms {
-                attributes: Expect::exact(Bits64(SIMULATED_TD_ATTRIBUTES)),
-                xfam: Expect::exact(Bits64(SIMULATED_XFAM)),
+                attributes: Expect::exact(td.attributes),
+                xfam: Expect::exact(xfam),
             },
             tcb: TcbTerms {
                 accepted: vec![TcbStatusName::UP_TO_DATE],

@@ -6,6 +6,7 @@ mod firmware;
 mod numbers;
 mod qemu;
 mod snp;
+mod td;
 
 use std::{
     fs::File,
@@ -20,6 +21,10 @@ pub use firmware::{EventLayout, FirmwareSpec, InitrdArgument, SecureBoot};
 pub use numbers::{MemoryMib, RangeError, Vcpus};
 pub use qemu::{PageOrder, ParseQemuVersionError, QemuSpec, QemuVersion};
 pub use snp::{GuestFeatures, SnpSpec};
+pub use td::{
+    PredictedTd, SIMULATED_TD_ATTRIBUTES, SIMULATED_XFAM, TD_ATTRIBUTES_DEFAULT, TdSource, TdSpec,
+    TdSpecError,
+};
 
 use crate::acpi::{BiosInformation, ProcessorId};
 
@@ -55,6 +60,9 @@ const DEVICES_MAX: usize = 28;
 /// signature = 0x000806f8
 /// features = 0x1f8bfbff
 ///
+/// [td]                         # see TdSpec
+/// xfam = "0x00000000000618e7"
+///
 /// [snp]                        # see SnpSpec
 /// vcpu_type = "EPYC-v4"
 /// ```
@@ -84,6 +92,9 @@ pub struct LaunchSpec {
     /// What firmware of layout B measures of SMBIOS and QEMU's tables do not hold.
     #[serde(default, skip_serializing_if = "is_default")]
     pub smbios: SmbiosSpec,
+    /// How the TDX module makes the TD.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub td: TdSpec,
     /// What only SEV-SNP measures.
     #[serde(default, skip_serializing_if = "is_default")]
     pub snp: SnpSpec,
@@ -202,6 +213,7 @@ impl LaunchSpec {
             devices: Vec::new(),
             pci: PciSpec::default(),
             smbios: SmbiosSpec::default(),
+            td: TdSpec::default(),
             snp: SnpSpec::default(),
         }
     }
@@ -275,6 +287,10 @@ kind = "vfio-gpu"
 [pci]
 hole64_gib = 1024
 
+[td]
+attributes = "0x0000000050000000"
+xfam = "0x00000000000618e7"
+
 [snp]
 vcpu_type = "EPYC-v4"
 guest_features = "0x21"
@@ -335,6 +351,8 @@ guest_features = "0x21"
         check(FULL, "vfio-gpu", "floppy", "unknown variant `floppy`");
         check(FULL, "= 1024", "= 0", "hole64_gib");
         check(FULL, "hole64_gib", "hole", "unknown field `hole`");
+        check(FULL, "618e7", "618", "is not 0x and 16 hexadecimal digits");
+        check(FULL, "xfam", "xcr0", "unknown field `xcr0`");
         check(FULL, "0x21", "21", "is not 0x and 1 to 16 hexadecimal digits");
     }
 

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use cocoon_evidence::Digest48;
 use cocoon_measurements::{
     Artifact, EventLayout, FwCfgFiles, INITRD_BYTES_MAX, Initrd, LAUNCH_DOCUMENT_BYTES_MAX, LaunchInputs,
-    LaunchPlatform, LaunchSpec, Manifest, PolicyInputs, PredictedRegister, Prediction,
+    LaunchPlatform, LaunchSpec, Manifest, PolicyInputs, PredictedRegister, PredictedTd, Prediction, TdSource,
     acpi::{MachineShape, SmbiosInputs, TABLES_FILE_BYTES_MAX, TablesFile, measured_smbios},
     build_policy, measure,
 };
@@ -83,6 +83,7 @@ pub(crate) fn run(arguments: &Predict) -> Result<Exit> {
         .as_deref()
         .map(read_document)
         .transpose()?;
+    let td = spec.td()?;
     if spec.platform == LaunchPlatform::Snp {
         return snp::run(arguments, &manifest, &spec, document.as_deref());
     }
@@ -90,7 +91,7 @@ pub(crate) fn run(arguments: &Predict) -> Result<Exit> {
     if let (Some(path), Some(document)) = (&arguments.policy_out, &document) {
         let policy = build_policy(PolicyInputs {
             prediction: &prediction,
-            platform: spec.platform,
+            spec: &spec,
             launch_document: document,
             root_pem: &root_pem(arguments.root.as_deref(), spec.platform)?,
             number: arguments.number,
@@ -105,6 +106,7 @@ pub(crate) fn run(arguments: &Predict) -> Result<Exit> {
         simulated: spec.platform == LaunchPlatform::Simulated,
         launch_document_sha384: document.as_deref().map(Digest48::of),
         prediction: &prediction,
+        td,
     };
     if arguments.json {
         print_json(&output)?;
@@ -196,6 +198,7 @@ struct Output<'a> {
     launch_document_sha384: Option<Digest48>,
     #[serde(flatten)]
     prediction: &'a Prediction,
+    td: Option<PredictedTd>,
 }
 
 fn text(output: &Output<'_>, explain: bool) -> Result<String, std::fmt::Error> {
@@ -210,10 +213,29 @@ fn text(output: &Output<'_>, explain: bool) -> Result<String, std::fmt::Error> {
     for (name, register) in output.prediction.registers.iter() {
         write_register(&mut out, name, register, explain)?;
     }
+    if let Some(td) = output.td {
+        write_td(&mut out, td)?;
+    }
     if let Some(digest) = output.launch_document_sha384 {
         writeln!(out, "RTMR3, first event (launch document)\n  {digest}")?;
     }
     Ok(out)
+}
+
+fn write_td(out: &mut String, td: PredictedTd) -> std::fmt::Result {
+    let from = match td.attributes_from {
+        TdSource::LaunchSpec => "stated in [td]",
+        TdSource::Default => "default: SEPT_VE_DISABLE alone",
+        TdSource::Simulated => "the simulated TD's",
+    };
+    writeln!(out, "TD attributes  {}  {from}", td.attributes)?;
+    match td.xfam {
+        Some(xfam) => writeln!(out, "XFAM           {xfam}\n"),
+        None => writeln!(
+            out,
+            "XFAM           not stated in [td]; a policy needs it, as it depends on the processor\n"
+        ),
+    }
 }
 
 fn write_register(

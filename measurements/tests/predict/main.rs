@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod hardware;
+
 use std::{
     fs,
     path::Path,
@@ -34,10 +36,14 @@ struct Inputs(tempfile::TempDir);
 
 impl Inputs {
     fn new() -> Self {
+        Self::of(&[0x90; 0x4000], &kernel(), SPEC)
+    }
+
+    fn of(firmware: &[u8], kernel: &[u8], spec: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        fs::write(path("firmware.fd"), vec![0x90; 0x4000]).unwrap();
-        fs::write(path("kernel"), kernel()).unwrap();
+        fs::write(path("firmware.fd"), firmware).unwrap();
+        fs::write(path("kernel"), kernel).unwrap();
         fs::write(path("root.img"), vec![7; 8192]).unwrap();
         let root_verity = VerityTree {
             data_blocks: 1,
@@ -63,7 +69,7 @@ impl Inputs {
             files: vec![],
         };
         fs::write(path("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-        fs::write(path("spec.toml"), SPEC).unwrap();
+        fs::write(path("spec.toml"), spec).unwrap();
         let hash = "ab".repeat(32);
         let document = format!(
             r#"{{"model":{{"name":"m","verity":{{"data_blocks":7,"salt":"{hash}","root_hash":"{hash}"}}}}}}"#
@@ -78,12 +84,16 @@ impl Inputs {
     }
 
     fn predict(&self, more: &[&str]) -> Output {
+        let policy = ["--root", "root.pem", "--policy-out", "policy.toml"];
+        self.run(&[&policy[..], more].concat())
+    }
+
+    fn run(&self, more: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_cocoon-measure"))
             .current_dir(self.folder())
             .args(
                 "predict --manifest manifest.json --spec spec.toml --launch-document launch.json".split(' '),
             )
-            .args("--root root.pem --policy-out policy.toml".split(' '))
             .args(more)
             .output()
             .unwrap()
@@ -132,6 +142,7 @@ fn the_policy_holds_what_was_printed() {
     assert!(policy.is_simulated());
     assert_eq!(printed["schema"], "cocoon.predict/1");
     assert_eq!(printed["simulated"], true);
+    assert_eq!(printed["td"]["attributes_from"], "simulated");
     let terms = policy.terms();
     assert_eq!(terms.number, 5);
     let registers = &terms.tdx().unwrap().registers;
