@@ -79,7 +79,7 @@ impl Certificate {
         }
         let tbs = &parsed.tbs_certificate;
         let signature = parsed.signature_value.data.to_vec();
-        if !der::is_exact_envelope(der, tbs.as_ref(), &signature)
+        if der::envelope(der) != Some((tbs.as_ref(), &signature))
             || tbs.signature != parsed.signature_algorithm
         {
             return Err(CertificateError::Envelope);

@@ -109,9 +109,9 @@ fn split_pem(bytes: &[u8]) -> Result<Vec<Vec<u8>>, ChainError> {
         let block = text[offset..]
             .strip_prefix(BEGIN.as_bytes())
             .ok_or(ChainError::Begin { offset })?;
-        let end = block
-            .windows(END.len())
-            .position(|window| window == END.as_bytes());
+        // No character of base64 is a hyphen.
+        let end = block.iter().position(|byte| *byte == b'-');
+        let end = end.filter(|end| block[*end..].starts_with(END.as_bytes()));
         let body = &block[..end.ok_or(ChainError::Pem { offset })?];
         let base64: Vec<u8> = body.iter().copied().filter(|byte| *byte != b'\n').collect();
         let der = BASE64_STANDARD

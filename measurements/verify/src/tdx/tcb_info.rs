@@ -40,22 +40,17 @@ pub(crate) struct TcbInfo {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "LevelKeys<Tcb>")]
 pub(crate) struct TcbLevel {
     pub(crate) tcb: Tcb,
-    #[serde(flatten)]
     pub(crate) verdict: LevelVerdict,
 }
 
 /// What a level means for whoever meets it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LevelVerdict {
-    #[serde(rename = "tcbDate", deserialize_with = "seconds")]
     pub(crate) date_s: u64,
-    #[serde(rename = "tcbStatus")]
     pub(crate) status: TcbStatus,
-    #[serde(rename = "advisoryIDs", default)]
     pub(crate) advisories: Vec<String>,
 }
 
@@ -93,10 +88,55 @@ pub(crate) struct ModuleIdentity {
 
 /// A level of a module or of the quoting enclave, in the order in which they are to be tried.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "LevelKeys<EnclaveTcb>")]
 pub(crate) struct EnclaveLevel {
     pub(crate) tcb: EnclaveTcb,
-    #[serde(flatten)]
     pub(crate) verdict: LevelVerdict,
+}
+
+/// The keys of a level, as they stand beside each other. `flatten` would keep each value in a tree of its own first.
+#[derive(Deserialize)]
+struct LevelKeys<T> {
+    tcb: T,
+    #[serde(rename = "tcbDate", deserialize_with = "seconds")]
+    date_s: u64,
+    #[serde(rename = "tcbStatus")]
+    status: TcbStatus,
+    #[serde(rename = "advisoryIDs", default)]
+    advisories: Vec<String>,
+}
+
+impl<T> LevelKeys<T> {
+    fn split(self) -> (T, LevelVerdict) {
+        let Self {
+            tcb,
+            date_s,
+            status,
+            advisories,
+        } = self;
+        (
+            tcb,
+            LevelVerdict {
+                date_s,
+                status,
+                advisories,
+            },
+        )
+    }
+}
+
+impl From<LevelKeys<Tcb>> for TcbLevel {
+    fn from(keys: LevelKeys<Tcb>) -> Self {
+        let (tcb, verdict) = keys.split();
+        Self { tcb, verdict }
+    }
+}
+
+impl From<LevelKeys<EnclaveTcb>> for EnclaveLevel {
+    fn from(keys: LevelKeys<EnclaveTcb>) -> Self {
+        let (tcb, verdict) = keys.split();
+        Self { tcb, verdict }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
