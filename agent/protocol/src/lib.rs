@@ -7,6 +7,7 @@
 mod account;
 pub mod engine;
 mod frame;
+pub mod gpu;
 mod grant;
 pub mod host;
 mod launch;

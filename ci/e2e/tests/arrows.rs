@@ -11,12 +11,13 @@ use std::{
 use serde_json::Value;
 
 /// Each of our crates and the ones of ours that it may depend on (normal and build dependencies).
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("cocoon-evidence", &[]),
     ("cocoon-protocol", &["cocoon-evidence"]),
     ("cocoon-verify", &["cocoon-evidence"]),
     ("cocoon-measurements", &["cocoon-verify", "cocoon-evidence"]),
     ("cocoon-engine", &["cocoon-protocol"]),
+    ("cocoon-gpu", &["cocoon-protocol", "cocoon-evidence"]),
     ("cocoon-agent", &["cocoon-protocol", "cocoon-evidence"]),
     ("cocoon-simulator", &["cocoon-evidence", "cocoon-protocol"]),
     ("cocoon-settlement", &["cocoon-protocol", "cocoon-evidence"]),
@@ -66,6 +67,7 @@ const ABSENT: [(&str, &[&str], &str); 3] = [
         &[
             "tch",
             "torch-sys",
+            "nvml-wrapper-sys",
             "cocoon-verify",
             "cocoon-measurements",
             "dcap-qvl",

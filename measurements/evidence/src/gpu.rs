@@ -1,6 +1,7 @@
 //! What a GPU says of itself, and what the guest saw of it before it trusted the GPU with anything.
 
 use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{Digest48, NONCE_BYTES};
@@ -9,7 +10,8 @@ use crate::{Digest48, NONCE_BYTES};
 ///
 /// The report is the GPU's own word, signed by its key. The two flags are only the guest's: NVML tells them, no
 /// signature covers them, so they are worth what the guest's measurements are worth.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GpuEvidence {
     /// The SPDM request and response as NVML returns them (`nvmlDeviceGetConfComputeGpuAttestationReport`,
     /// `attestationReport`). The request holds [`GpuEvidence::nonce`].
