@@ -1,8 +1,12 @@
 //! `acpi`: a QEMU and a LaunchSpec in, the tables that QEMU makes for that machine out.
 
-use std::{fmt::Write as _, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use cocoon_evidence::Digest48;
 use cocoon_measurements::{
     LaunchSpec,
@@ -17,10 +21,12 @@ use super::{
 
 #[derive(clap::Args)]
 pub(crate) struct Acpi {
-    /// A stock QEMU of the version that boots the guest, `qemu-system-x86_64`. Needs neither KVM nor TDX.
-    #[arg(long, value_name = "PATH")]
-    qemu: PathBuf,
-    /// LaunchSpec; several give one file with the tables of each machine.
+    /// A stock QEMU of the version that boots the guest, `qemu-system-x86_64`. Needs neither KVM nor TDX. With
+    /// several, the file has the tables that each of them makes.
+    #[arg(long, value_name = "PATH", required = true)]
+    qemu: Vec<PathBuf>,
+    /// LaunchSpec, or a folder of them (`measurements/profiles` for a release); several give one file with the tables
+    /// of each machine.
     #[arg(long, value_name = "FILE", required = true)]
     spec: Vec<PathBuf>,
     /// Where to write the tables, for `predict --tables` and for others to use; an existing file is replaced.
@@ -64,22 +70,23 @@ struct Item<'a> {
 pub(crate) fn run(arguments: &Acpi) -> Result<Exit> {
     let mut file = TablesFile::default();
     let mut made = Vec::new();
-    for path in &arguments.spec {
+    for path in &specs(&arguments.spec)? {
         let spec = LaunchSpec::load(path)?;
         let shape = MachineShape::of(&spec).with_context(|| path.display().to_string())?;
-        let (tables, freshness) = tables(arguments, shape)?;
-        file.machines.push(tables);
-        made.push(freshness);
+        for qemu in &arguments.qemu {
+            let (tables, freshness) = tables(arguments, qemu, shape.clone())?;
+            file.machines.push(tables);
+            made.push((path.display().to_string(), freshness));
+        }
     }
     if let Some(out) = &arguments.out {
         replace_file(out, &file.to_json())?;
     }
-    let specs = arguments.spec.iter().map(|path| path.display().to_string());
-    let machines = specs.zip(&file.machines).zip(made);
+    let machines = file.machines.iter().zip(made);
     let report = Report {
         schema: SCHEMA,
         machines: machines
-            .map(|((spec, tables), freshness)| report(spec, tables, freshness))
+            .map(|(tables, (spec, freshness))| report(spec, tables, freshness))
             .collect(),
     };
     if arguments.json {
@@ -90,14 +97,35 @@ pub(crate) fn run(arguments: &Acpi) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn tables(arguments: &Acpi, shape: MachineShape) -> Result<(MachineTables, Freshness)> {
+/// The files, and in the place of each folder what is in it, by name: the same folder gives the same output.
+fn specs(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut specs = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            specs.push(path.clone());
+            continue;
+        }
+        let attempt = || format!("cannot list {}", path.display());
+        let entries = path.read_dir().with_context(attempt)?;
+        let mut found = entries
+            .map(|entry| Ok(entry.with_context(attempt)?.path()))
+            .collect::<Result<Vec<_>>>()?;
+        found.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        found.sort();
+        ensure!(!found.is_empty(), "{} has no LaunchSpec (*.toml)", path.display());
+        specs.extend(found);
+    }
+    Ok(specs)
+}
+
+fn tables(arguments: &Acpi, qemu: &Path, shape: MachineShape) -> Result<(MachineTables, Freshness)> {
     let limit = Duration::from_secs(arguments.limit_s);
     if let Some(folder) = &arguments.cache {
-        return Ok(TableCache::new(folder).tables(&arguments.qemu, &shape, limit)?);
+        return Ok(TableCache::new(folder).tables(qemu, &shape, limit)?);
     }
     let tables = MachineTables {
-        qemu: QemuBuild::of(&arguments.qemu)?,
-        files: generate(&arguments.qemu, &shape, ReadMethod::Dma, limit)?,
+        qemu: QemuBuild::of(qemu)?,
+        files: generate(qemu, &shape, ReadMethod::Dma, limit)?,
         shape,
     };
     Ok((tables, Freshness::Made))

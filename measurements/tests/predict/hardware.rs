@@ -17,7 +17,7 @@ use sev::measurement::{
 
 use super::Inputs;
 
-fn vector(name: &str) -> Option<Vec<u8>> {
+pub(crate) fn vector(name: &str) -> Option<Vec<u8>> {
     let Some(folder) = std::env::var_os("COCOON_VECTORS") else {
         eprintln!("skipped: COCOON_VECTORS does not name a folder with public test vectors");
         return None;
@@ -30,7 +30,7 @@ const QEMU: &str = "\n[qemu]\nversion = \"10.2.0\"\n";
 const XFAM: &str = "\n[td]\nxfam = \"0x00000000000618e7\"\n";
 
 /// A PE32+ kernel with Linux' setup header of protocol 2.15.
-fn linux() -> Vec<u8> {
+pub(crate) fn linux() -> Vec<u8> {
     let mut image = super::kernel();
     image.resize(0x4000, 0x90);
     image[0x1f1] = 4;
@@ -76,14 +76,14 @@ fn tdx(spec: &str) -> Option<Inputs> {
 const POLICY: [&str; 4] = ["--tables", "tables.json", "--policy-out", "policy.toml"];
 
 #[track_caller]
-fn printed(output: &Output) -> Value {
+pub(crate) fn printed(output: &Output) -> Value {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[track_caller]
-fn refused(inputs: &Inputs, arguments: &[&str], code: i32, says: &str) {
+pub(crate) fn refused(inputs: &Inputs, arguments: &[&str], code: i32, says: &str) {
     let output = inputs.run(arguments);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{stderr}");
