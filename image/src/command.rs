@@ -11,7 +11,7 @@ use std::{
 /// Lines of a failed program's output that the error repeats.
 const TAIL_LINES: usize = 20;
 /// Tools and the Debian package each comes in.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("/usr/lib/apt/apt-helper", "apt"),
     ("apt-get", "apt"),
     ("bc", "bc"),
@@ -24,6 +24,7 @@ const PACKAGES: [(&str, &str); 14] = [
     ("make", "make"),
     ("strip", "binutils"),
     ("tar", "tar"),
+    ("unshare", "util-linux"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];

@@ -375,7 +375,11 @@ fn fragments(source: &Path, recipe: &Recipe) -> Result<Vec<Fragment>, BuildError
     recipe.kernel.iter().map(load).collect()
 }
 
-fn lock_cache(cache: &Path, progress: &Progress) -> Result<File, BuildError> {
+/// Waits until this is the only build with a cache; released when the file is closed.
+///
+/// # Errors
+/// The cache cannot be written.
+pub fn lock_cache(cache: &Path, progress: &Progress) -> Result<File, BuildError> {
     let path = cache.join("image.lock");
     let failed = |source| file_error(&path, source);
     fs::create_dir_all(cache).map_err(failed)?;

@@ -17,6 +17,7 @@ use crate::{
     command::{self, CommandError},
     input::{InputError, Sources},
     lock::LockedInput,
+    publish::{WORK_PREFIX, remove_killed},
 };
 
 /// Changes when this module builds differently from the same inputs.
@@ -24,7 +25,6 @@ const METHOD: &str = "tinyconfig-in-tree-1";
 const TOOLS: [&str; 10] = [
     "bc", "bison", "dpkg-deb", "flex", "gcc", "ld", "make", "strip", "tar", "xz",
 ];
-const WORK_PREFIX: &str = ".work-";
 
 /// One configuration fragment.
 #[derive(Debug, Clone)]
@@ -133,12 +133,7 @@ impl KernelPlan {
             move |source| KernelError::Cache { path, source }
         };
         fs::create_dir_all(&kernels).map_err(failed(&kernels))?;
-        // Folders of builds that were killed: nobody else is building while the lock is held.
-        for entry in fs::read_dir(&kernels).map_err(failed(&kernels))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
-                fs::remove_dir_all(entry.path()).map_err(failed(&entry.path()))?;
-            }
-        }
+        remove_killed(&kernels).map_err(failed(&kernels))?;
         let work = tempfile::Builder::new()
             .prefix(WORK_PREFIX)
             .tempdir_in(&kernels)

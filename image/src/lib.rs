@@ -5,8 +5,11 @@
 //! of named files. The source tree, the toolchain and the distribution's packages are trusted; what is
 //! fetched is checked against `image.lock`.
 
+pub mod builder;
 pub mod command;
+pub mod crates;
 pub mod erofs;
+pub mod firmware;
 pub mod image;
 pub mod input;
 pub mod kernel;
@@ -17,6 +20,7 @@ pub mod program;
 pub mod progress;
 pub mod publish;
 pub mod recipe;
+pub mod sandbox;
 pub mod suite;
 pub mod toolchain;
 pub mod verity;

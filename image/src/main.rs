@@ -7,9 +7,9 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use cocoon_image::model;
+use cocoon_image::{model, sandbox};
 
-use crate::cli::{BuildArguments, LockCommand};
+use crate::cli::{BuildArguments, EnterArguments, LockCommand, PartArguments};
 
 mod cli;
 
@@ -34,6 +34,10 @@ enum Command {
     /// Work with model volumes.
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Build one part of a release image in the builder root: the same bytes for everybody.
+    Part(PartArguments),
+    #[command(name = sandbox::SUBCOMMAND, hide = true)]
+    Enter(EnterArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +60,8 @@ enum ModelCommand {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Build(arguments) => cli::build(arguments),
+        Command::Part(arguments) => cli::part(&arguments),
+        Command::Enter(arguments) => return cli::enter(&arguments),
         Command::Lock(command) => cli::lock(command),
         Command::Model(ModelCommand::Pack { folder, out, name }) => pack(&folder, &out, name),
     };

@@ -11,8 +11,10 @@ use std::{
 };
 
 use crate::{
+    builder::BuilderRoot,
     command::{self, CommandError},
     recipe::{Linkage, Program},
+    sandbox::BUILD,
 };
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -29,7 +31,20 @@ pub struct Places {
     pub libtorch: PathBuf,
 }
 
-/// Compiles a program and returns its path.
+/// What [`compile_locked`] is given.
+#[derive(Debug, Clone, Copy)]
+pub struct LockedPlaces<'a> {
+    /// Root of the source tree.
+    pub source: &'a Path,
+    /// What [`crate::crates::vendor`] made.
+    pub crates: &'a Path,
+    /// An empty folder.
+    pub build: &'a Path,
+    /// How many compilers run at a time.
+    pub jobs: usize,
+}
+
+/// Compiles a program with this machine's compilers and returns its path.
 ///
 /// # Errors
 /// Cargo is missing or failed.
@@ -57,6 +72,53 @@ pub fn compile(program: &Program, places: &Places) -> Result<PathBuf, CommandErr
     Ok(target.join(TARGET).join(PROFILE).join(&program.package))
 }
 
+/// Compiles a program in the builder root and returns its path in `build`, an empty folder. All paths that the
+/// compilers see are the root's own, so nothing has to be remapped.
+///
+/// # Errors
+/// A step failed; `log` has its output.
+pub fn compile_locked(
+    program: &Program,
+    builder: &BuilderRoot,
+    from: LockedPlaces,
+    log: &Path,
+) -> Result<PathBuf, CommandError> {
+    let sandbox = builder.sandbox([
+        (from.source, "/source", false),
+        (from.crates, "/vendor", false),
+        (from.build, BUILD, true),
+    ]);
+    let flags = rust_flags(program.linkage, &[])
+        .into_string()
+        .expect("plain text");
+    let mut cargo = sandbox.command("/rust/bin/cargo", &[("CARGO_ENCODED_RUSTFLAGS", &flags)]);
+    cargo.args([
+        "build",
+        "--manifest-path",
+        "/source/Cargo.toml",
+        "--locked",
+        "--offline",
+    ]);
+    cargo.args(["--config", "source.crates-io.replace-with=\"vendored\""]);
+    cargo.args(["--config", "source.vendored.directory=\"/vendor\""]);
+    cargo.args([
+        "--profile",
+        PROFILE,
+        "--target",
+        TARGET,
+        "--target-dir",
+        "/build/target",
+    ]);
+    cargo.args(["--package", &program.package, "--bin", &program.package]);
+    cargo.arg(format!("--jobs={}", from.jobs));
+    if !program.features.is_empty() {
+        cargo.args(["--features", &program.features.join(",")]);
+    }
+    command::run(&mut cargo, Some(log))?;
+    let built = from.build.join("target").join(TARGET).join(PROFILE);
+    Ok(built.join(&program.package))
+}
+
 /// Folders of this machine that compilers would write into the binary, and what stands for them there.
 fn remaps(places: &Places, target: &Path) -> Result<Vec<(PathBuf, &'static str)>, CommandError> {
     let sysroot = command::run(
@@ -65,16 +127,20 @@ fn remaps(places: &Places, target: &Path) -> Result<Vec<(PathBuf, &'static str)>
             .current_dir(&places.source),
         None,
     )?;
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let cargo_home = std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from);
     // The last match wins: the target folder and libtorch may lie inside another of these.
     Ok(vec![
         (places.source.clone(), "/cocoon"),
-        (cargo_home, "/cargo"),
+        (cargo_home(), "/cargo"),
         (PathBuf::from(sysroot.trim()), "/rust"),
         (places.libtorch.clone(), "/libtorch"),
         (target.to_owned(), "/target"),
     ])
+}
+
+/// Where cargo keeps what it downloads.
+pub fn cargo_home() -> PathBuf {
+    let home = std::env::home_dir().unwrap_or_default();
+    std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from)
 }
 
 fn rust_flags(linkage: Linkage, remaps: &[(PathBuf, &str)]) -> OsString {

@@ -9,6 +9,24 @@ use std::{
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tempfile::TempDir;
 
+/// How names of folders begin that a build works in and removes when it ends.
+pub const WORK_PREFIX: &str = ".work-";
+
+/// Removes what killed builds left in a folder of the cache. The caller holds the cache's lock, so nobody works
+/// there.
+///
+/// # Errors
+/// The folder cannot be read, or something in it not be removed.
+pub fn remove_killed(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Why a result is not under its name.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
@@ -141,6 +159,16 @@ mod tests {
         drop(Staging::beside(&target).unwrap());
         assert_eq!(names(dir.path()), ["image"]);
         assert_eq!(fs::read_to_string(target.join("manifest.json")).unwrap(), "old");
+    }
+
+    #[test]
+    fn only_what_killed_builds_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".work-1", "finished", ".download-1"] {
+            fs::create_dir_all(dir.path().join(name).join("deep")).unwrap();
+        }
+        remove_killed(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), [".download-1", "finished"]);
     }
 
     #[test]

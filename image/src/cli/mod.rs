@@ -16,10 +16,14 @@ use cocoon_image::{
 };
 
 mod build;
+mod enter;
 mod lock;
+mod part;
 
 pub(crate) use build::{BuildArguments, build};
+pub(crate) use enter::{EnterArguments, enter};
 pub(crate) use lock::{LockCommand, lock};
+pub(crate) use part::{PartArguments, part};
 
 /// Where things are, for every subcommand that uses locked inputs.
 #[derive(Debug, clap::Args)]

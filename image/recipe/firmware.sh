@@ -1,0 +1,33 @@
+#!/bin/bash
+# Builds UEFI firmware from edk2's source. Runs in the builder root: /inputs holds the two source archives,
+# /build is empty. The firmware depends on the path it is built at, which is why that is always /build/edk2.
+#
+# usage: firmware.sh PLATFORM JOBS
+#   IntelTdx/IntelTdxX64  for TDX: starts without PEI, measures into RTMR0
+#   AmdSev/AmdSevX64      for SEV-SNP: takes kernel and command line only with the hashes that were measured
+#   OvmfPkgX64            for machines without either, with measurements into a TPM
+set -euo pipefail
+platform=$1 jobs=$2
+
+mkdir edk2
+tar -xJf /inputs/edk2.tar.xz -C edk2 --strip-components=1 --no-same-owner
+cd edk2
+tar -xJf /inputs/edk2-debian.tar.xz --no-same-owner
+sed '/^#/d; /^$/d' debian/patches/series | while read -r patch; do
+    patch --silent --strip=1 <"debian/patches/$patch"
+done
+
+# The AmdSev platform puts a GRUB into the firmware, built with the machine's own; a guest that is started with
+# its kernel never runs it. An empty file takes its place.
+sed -i /PREBUILD/d OvmfPkg/AmdSev/AmdSevX64.dsc
+: >OvmfPkg/AmdSev/Grub/grub.efi
+
+export PYTHON_COMMAND=python3 PYTHONDONTWRITEBYTECODE=1 WORKSPACE=$PWD EDK_TOOLS_PATH=$PWD/BaseTools
+make --silent --jobs="$jobs" -C BaseTools/Source/C
+export PATH=$EDK_TOOLS_PATH/BinWrappers/PosixLike:$PATH
+set +u # edksetup.sh reads variables that are not set
+. ./edksetup.sh BaseTools
+set -u
+# Secure Boot stays off: what is booted is decided by whoever reads the measurement, not by somebody's keys.
+build -q -a X64 -t GCC5 -b RELEASE -n "$jobs" -p "OvmfPkg/$platform.dsc" -D TPM2_ENABLE=TRUE
+cp Build/*/RELEASE_GCC5/FV/OVMF.fd /build/firmware.fd
