@@ -27,8 +27,11 @@ use crate::{
     system,
 };
 
-/// Where the model volume is mounted.
-const MODEL_DIR: &str = "/model";
+/// Where the model volume is mounted. The engine, which starts earlier, is granted the folder above: what Landlock
+/// grants on a mount point itself is hidden by the mount.
+pub const MODEL_DIR: &str = "/run/model/volume";
+/// See [`MODEL_DIR`].
+pub const MODEL_PARENT: &str = "/run/model";
 
 /// Serial number of the model's virtio disk; the launcher sets it. Which disk it is decides nothing: verity
 /// does.

@@ -23,6 +23,19 @@ const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
 const ENGINE: &str = "/usr/bin/cocoon-engine";
 const ENGINE_USER: u32 = 1000;
+const LINKER: &str = "/lib64/ld-linux-x86-64.so.2";
+
+/// What the engine reads: its libraries, the model, and how many processors of which kind there are.
+const ENGINE_READS: [&str; 5] = [
+    "/lib",
+    "/usr/lib",
+    boot::MODEL_PARENT,
+    "/proc/cpuinfo",
+    "/sys/devices/system/cpu",
+];
+
+/// Memory that the engine leaves to the kernel and the agent.
+const RESERVED_BYTES: u64 = 96 << 20;
 
 fn main() {
     if std::process::id() != 1 {
@@ -62,6 +75,9 @@ async fn serve(
     host: Arc<HostClient>,
 ) -> Result<(), String> {
     mounted.map_err(|error| format!("{error}: {}", error.cause()))?;
+    // Before the engine starts, which is granted what is below.
+    system::make_mount_point(boot::MODEL_DIR.as_ref())
+        .map_err(|error| format!("making {}: {error}", boot::MODEL_DIR))?;
     let children = Children::default();
     reap_on_signal(children.clone())?;
     let engine = Engine::start(Arc::new(EngineCommand {
@@ -70,6 +86,9 @@ async fn serve(
         user: ENGINE_USER,
         threads: thread::available_parallelism().map_or(1, usize::from),
         console: cfg!(feature = "simulated"),
+        readable: ENGINE_READS.map(Into::into).into(),
+        linkers: vec![LINKER.into()],
+        memory_bytes_max: system::memory_bytes().saturating_sub(RESERVED_BYTES),
         children,
     }));
     boot::tell_stage(&host, Stage::Agent, Duration::ZERO).await;

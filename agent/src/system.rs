@@ -79,6 +79,22 @@ pub fn mount_model(device: &Path, target: &Path) -> io::Result<()> {
     mount(Some(device), target, Some("erofs"), flags, None::<&str>).map_err(io::Error::from)
 }
 
+/// Makes the folder that a volume will be mounted on.
+///
+/// # Errors
+/// The kernel's, as is.
+pub fn make_mount_point(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)
+}
+
+/// All memory that the kernel manages; 0, so that nothing is granted of it, if it does not say.
+pub fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or_default().saturating_mul(1024)
+}
+
 /// Time since the kernel started.
 pub fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
