@@ -24,6 +24,7 @@ use crate::{
     host::{HostClient, HostError},
     meter,
     platform::Platform,
+    resident::{Resident, ResidentError},
     system,
 };
 
@@ -40,6 +41,8 @@ const MODEL_SERIAL: &str = "cocoon-model";
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
 const STAGE_DEADLINE: Duration = Duration::from_secs(5);
 const ENGINE_DEADLINE: Duration = Duration::from_secs(330);
+/// A terabyte at the speed of a fast disk; the launcher gives up long before on a small model.
+const RESIDENT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Why the guest cannot serve. It powers off.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,12 @@ pub enum BootError {
         "the model volume cannot be mounted: {0}; check that the disk holds the volume of the launch document"
     )]
     Volume(#[from] VolumeError),
+    /// Root or model.
+    #[error(transparent)]
+    Resident(#[from] ResidentError),
+    /// The disks are too slow, or the host holds their answers back.
+    #[error("root and model were not read within {} s", RESIDENT_DEADLINE.as_secs())]
+    Disks,
     /// The engine.
     #[error("the engine is not ready: {reason}")]
     Engine {
@@ -109,6 +118,12 @@ pub trait Volumes: Send + Sync {
     /// # Errors
     /// See [`VolumeError`].
     fn mount(&self, table: &str, sectors: u64) -> Result<(), VolumeError>;
+
+    /// Reads the root and the model and keeps them in memory; takes as long as the disks do.
+    ///
+    /// # Errors
+    /// They do not fit.
+    fn make_resident(&self) -> Result<Resident, ResidentError>;
 }
 
 /// The guest's virtio disks.
@@ -138,6 +153,14 @@ impl Volumes for Disks {
         let device = dm::map_verity(table, sectors)?;
         system::mount_model(&device, MODEL_DIR.as_ref()).map_err(VolumeError::Mount)
     }
+
+    fn make_resident(&self) -> Result<Resident, ResidentError> {
+        let mut resident = Resident::default();
+        for volume in ["/", MODEL_DIR] {
+            resident.lock(volume.as_ref())?;
+        }
+        Ok(resident)
+    }
 }
 
 /// What booting works with.
@@ -166,6 +189,8 @@ pub struct Guest {
     pub engine: Engine,
     /// The host's service port.
     pub host: Arc<HostClient>,
+    /// Root and model, in memory as long as this lives.
+    pub resident: Resident,
 }
 
 /// Runs the whole sequence.
@@ -198,6 +223,7 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
 
     let elapsed = wait_loaded(&engine).await?;
     tell_stage(&host, Stage::Engine, elapsed).await;
+    let resident = make_resident(volumes).await?;
     let attestor = measurer.finish().await?;
     tell_stage(&host, Stage::Ready, Duration::ZERO).await;
     Ok(Guest {
@@ -207,7 +233,19 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
         endorsements: endorsements.into(),
         engine,
         host,
+        resident,
     })
+}
+
+/// After the engine has loaded: what it needed is in memory already, and boot waits for the rest only.
+async fn make_resident(volumes: Arc<dyn Volumes>) -> Result<Resident, BootError> {
+    let reading = tokio::task::spawn_blocking(move || volumes.make_resident());
+    let read = timeout(RESIDENT_DEADLINE, reading)
+        .await
+        .map_err(|_| BootError::Disks)?;
+    let resident = read.expect("it neither panics nor is cancelled")?;
+    info!(target: EXPORT, "{} bytes of root and model are in memory", resident.bytes());
+    Ok(resident)
 }
 
 async fn fetch_launch(host: &HostClient) -> Result<(Vec<u8>, Vec<u8>), BootError> {

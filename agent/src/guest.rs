@@ -50,6 +50,8 @@ pub async fn run(
         endorsements,
         engine,
         host,
+        // To the end: what is in memory stays there.
+        resident: _resident,
     } = guest;
     let attestor = Arc::new(attestor);
     let outbox = Arc::new(Outbox::default());

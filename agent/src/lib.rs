@@ -24,6 +24,7 @@ pub mod openai;
 pub mod platform;
 pub mod process;
 pub mod records;
+pub mod resident;
 pub mod serve;
 mod shape;
 pub mod system;

@@ -16,6 +16,7 @@ use cocoon_agent::{
     guest,
     host::HostClient,
     platform::{Platform, PlatformError},
+    resident::{Resident, ResidentError},
     serve::Deadlines,
     transport::{BoxFuture, BoxStream, Dial, Listen},
 };
@@ -170,6 +171,10 @@ impl Volumes for Disk {
 
     fn mount(&self, _: &str, _: u64) -> Result<(), VolumeError> {
         Ok(())
+    }
+
+    fn make_resident(&self) -> Result<Resident, ResidentError> {
+        Ok(Resident::default())
     }
 }
 

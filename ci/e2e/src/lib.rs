@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -31,6 +31,12 @@ tpm=$(mktemp -d "$(dirname "$0")/tpm.XXXXXX")
 swtpm socket --tpm2 --tpmstate "dir=$tpm" --ctrl "type=unixio,path=$tpm/control" --terminate --daemon
 exec qemu-system-x86_64 "$@" -chardev "socket,id=tpm,path=$tpm/control" \
     -tpmdev emulator,id=tpm0,chardev=tpm -device tpm-crb,tpmdev=tpm0
+"#;
+
+/// QEMU as it was asked for, and a second monitor for the test.
+const QEMU_WITH_MONITOR: &str = r#"#!/bin/sh
+set -eu
+exec qemu-system-x86_64 "$@" -qmp "unix:$(dirname "$0")/monitor,server=on,wait=off"
 "#;
 
 /// The account that the provider is paid at; any will do, it only receives.
@@ -261,11 +267,40 @@ impl Node {
     /// A program for `[tools] qemu` in `node.toml`: QEMU with a TPM that is made anew for each start, which the
     /// guest's firmware then measures into.
     pub fn qemu_with_tpm(&self) -> PathBuf {
+        self.write_program("qemu-with-tpm", QEMU_WITH_TPM)
+    }
+
+    /// A program to be used as QEMU, which [`Node::disk_reads`] needs.
+    pub fn qemu_with_monitor(&self) -> PathBuf {
+        self.write_program("qemu-with-monitor", QEMU_WITH_MONITOR)
+    }
+
+    fn write_program(&self, name: &str, text: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt as _;
-        let program = self.path("qemu-with-tpm");
-        fs::write(&program, QEMU_WITH_TPM).expect("writing the program");
+        let program = self.path(name);
+        fs::write(&program, text).expect("writing the program");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("making it executable");
         program
+    }
+
+    /// Read requests that each of the guest's disks has had, as QEMU counts them.
+    pub fn disk_reads(&self) -> Vec<u64> {
+        let mut monitor = UnixStream::connect(self.path("monitor")).expect("QEMU's second monitor");
+        monitor.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+        for command in ["qmp_capabilities", "query-blockstats"] {
+            let line = format!("{{\"execute\": \"{command}\"}}\n");
+            monitor.write_all(line.as_bytes()).expect("asking QEMU");
+        }
+        let lines = BufReader::new(monitor).lines();
+        let mut answers = lines.map(|line| line.expect("QEMU answers"));
+        let answer = answers
+            .find(|line| line.contains("rd_operations"))
+            .expect("QEMU counts reads");
+        let answer: Value = serde_json::from_str(&answer).expect("QEMU speaks JSON");
+        let disks = answer["return"].as_array().expect("a list of disks").iter();
+        disks
+            .filter_map(|disk| disk["stats"]["rd_operations"].as_u64())
+            .collect()
     }
 
     /// What the firmware measured into its TPM; only `dev` images tell.

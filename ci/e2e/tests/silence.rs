@@ -1,0 +1,67 @@
+//! What a host learns by watching a guest at work: from its disks nothing, and from all that it prints, logs and
+//! stores no word of prompt or answer.
+
+use std::{fs, path::Path};
+
+use cocoon_e2e::{Image, Node, describe, eventually};
+
+const PROMPT: &str = "What is Cocoon? Canary-7f3a91 wants to know.";
+const PROMPT_CANARY: &str = "7f3a91";
+
+#[test]
+fn a_serving_guest_reads_no_disk_and_writes_nothing_of_prompt_or_answer() {
+    let Some(image) = Image::from_env() else { return };
+    let node = Node::configure(&image);
+    let qemu = node.qemu_with_monitor();
+    node.write_config(&image, &format!("[tools]\nqemu = \"{}\"", qemu.display()));
+    node.up_and_serving();
+    let before = node.disk_reads();
+    assert!(
+        before.len() >= 2 && before.iter().all(|reads| *reads > 0),
+        "{before:?}"
+    );
+
+    let answer = node.chat(PROMPT);
+    assert!(answer.status.success(), "{}", describe(&answer));
+    let text = String::from_utf8(answer.stdout).expect("an answer is text");
+    // The engine's libraries are linked and the model is loaded anew: out of memory, not from a disk.
+    node.kill_engine();
+    eventually("the engine is back", || node.chat(PROMPT).status.success());
+    assert_eq!(node.disk_reads(), before, "the guest read a disk while it served");
+
+    eventually("the records are stored", || node.records().len() == 2);
+    assert!(node.down().status.success());
+    let answer_canary = text.trim().chars().take(24).collect::<String>();
+    assert!(answer_canary.len() > 10, "no canary: {text:?}");
+    let mut searched = vec![];
+    for canary in [PROMPT_CANARY, &answer_canary] {
+        search(&node.path(""), canary.as_bytes(), &mut searched);
+    }
+    for file in ["console.log", "journal"] {
+        assert!(
+            searched.iter().any(|name| name.contains(file)),
+            "{file} was not searched: {searched:?}"
+        );
+    }
+}
+
+/// Fails if a file below holds the canary.
+fn search(folder: &Path, canary: &[u8], searched: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).expect("the node's folder").flatten() {
+        let path = entry.path();
+        let kind = entry.file_type().expect("a kind of file");
+        if kind.is_dir() {
+            search(&path, canary, searched);
+        } else if kind.is_file() {
+            let bytes = fs::read(&path).expect("the node's files can be read");
+            let found = bytes.windows(canary.len()).any(|window| window == canary);
+            assert!(
+                !found,
+                "{} holds {:?}",
+                path.display(),
+                String::from_utf8_lossy(canary)
+            );
+            searched.push(path.display().to_string());
+        }
+    }
+}
