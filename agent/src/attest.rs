@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cocoon_evidence::{EventKind, EventLog, EventLogError, EvidenceBundle, Platform as Evidence, ReportData};
+use cocoon_evidence::{EventKind, EventLog, EventLogError, EvidenceBundle, ReportData};
 use tokio::sync::Mutex;
 
 use crate::platform::{Platform, PlatformError};
@@ -92,9 +92,8 @@ impl Attestor {
     /// See [`AttestError`].
     pub async fn evidence(&self, data: ReportData) -> Result<EvidenceBundle, AttestError> {
         let _turn = self.one.lock().await;
-        let quote = self.platform.quote(data).await?;
         Ok(EvidenceBundle {
-            platform: Evidence::Tdx { quote },
+            platform: self.platform.quote(data).await?,
             events: self.log.clone(),
             gpu: vec![],
         })

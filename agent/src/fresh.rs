@@ -156,7 +156,7 @@ mod tests {
             Box::pin(async { Ok(()) })
         }
 
-        fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Vec<u8>, PlatformError>> {
+        fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>> {
             Box::pin(async move {
                 self.quotes.fetch_add(1, Ordering::SeqCst);
                 self.gate.acquire().await.unwrap().forget();
@@ -166,7 +166,9 @@ mod tests {
                         cause: "no quoting enclave".into(),
                     });
                 }
-                Ok(data.0.to_vec())
+                Ok(Evidence::Tdx {
+                    quote: data.0.to_vec(),
+                })
             })
         }
     }

@@ -1,17 +1,23 @@
 //! What the agent needs of the processor: extend RTMR3, and quote report data.
 //!
-//! Which back end is used is decided by what the kernel shows: with a TDX device, only TDX. The simulated one
-//! exists only in builds of the dev profile and only where that device is absent.
+//! Which back end is used is decided by what the kernel shows: with a TDX device, only TDX; with an SEV-SNP
+//! device, only SEV-SNP. The simulated one exists only in builds of the dev profile and only where both are
+//! absent.
 
 #[cfg(feature = "simulated")]
 pub mod simulated;
+pub mod snp;
 pub mod tdx;
+mod tsm;
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
-use cocoon_evidence::{Digest48, ReportData};
+use cocoon_evidence::{Digest48, Platform as Evidence, ReportData};
 
 use crate::transport::{BoxFuture, Dial};
+
+/// The agent's report directory in configfs.
+const REPORT_DIR: &str = "kernel/config/tsm/report/cocoon";
 
 /// Why the platform did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -34,34 +40,45 @@ impl PlatformError {
 
 /// The trusted platform under the guest.
 pub trait Platform: Send + Sync {
-    /// Extends RTMR3 with an event's digest.
+    /// Extends RTMR3 with an event's digest; nothing where there is no such register.
     fn extend(&self, digest: Digest48) -> BoxFuture<'_, Result<(), PlatformError>>;
 
-    /// A quote over the current registers and this report data.
-    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Vec<u8>, PlatformError>>;
+    /// A quote or report over the current registers and this report data.
+    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>>;
+}
+
+/// Runs what waits for the kernel, so that answers in flight go on.
+async fn off_the_loop<T: Send + 'static>(
+    ask: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let asked = tokio::task::spawn_blocking(ask).await;
+    asked.unwrap_or_else(|_| Err(io::Error::other("the quoting task ended early")))
 }
 
 /// The platform that this machine is.
 ///
 /// # Errors
-/// There is no TDX device, and this build has no simulated platform.
+/// There is no TDX or SEV-SNP device, and this build has no simulated platform.
 pub fn detect(sys: &Path, dial: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
-    let tdx = tdx::Tdx::new(sys);
-    if tdx.is_present() {
+    if let Some(tdx) = tdx::Tdx::find(sys) {
         return Ok(Arc::new(tdx));
     }
-    without_tdx(dial)
+    if let Some(snp) = snp::Snp::find(sys) {
+        return Ok(Arc::new(snp));
+    }
+    without_hardware(dial)
 }
 
 #[cfg(feature = "simulated")]
-fn without_tdx(dial: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
+fn without_hardware(dial: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
     Ok(Arc::new(simulated::Simulated::new(dial)))
 }
 
 #[cfg(not(feature = "simulated"))]
-fn without_tdx(_: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
+fn without_hardware(_: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
     Err(PlatformError::new(
         "looking for a trusted platform",
-        "the kernel shows no TDX guest device; boot this image in a TDX guest, or use the dev profile",
+        "the kernel shows neither a TDX nor an SEV-SNP guest device; boot this image in such a guest, or use the dev \
+         profile",
     ))
 }

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cocoon_evidence::{Digest48, ReportData, Rtmr};
+use cocoon_evidence::{Digest48, Platform as Evidence, ReportData, Rtmr};
 use cocoon_protocol::{
     read_frame_async,
     simulated::{FromPlatform, PLATFORM_PORT, ToPlatform},
@@ -61,14 +61,14 @@ impl Platform for Simulated {
         })
     }
 
-    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Vec<u8>, PlatformError>> {
+    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>> {
         const ATTEMPT: &str = "getting a simulated quote";
         Box::pin(async move {
             match self
                 .ask(ATTEMPT, ToPlatform::Quote { report_data: data.0 })
                 .await?
             {
-                FromPlatform::Quote { quote } => Ok(quote),
+                FromPlatform::Quote { quote } => Ok(Evidence::Tdx { quote }),
                 _ => Err(PlatformError::new(ATTEMPT, "an answer to another question")),
             }
         })
@@ -103,7 +103,8 @@ mod tests {
     #[tokio::test]
     async fn an_answer_to_another_question_is_no_success() {
         let quoting = Simulated::new(Arc::new(Always(FromPlatform::Quote { quote: vec![1] })));
-        assert_eq!(quoting.quote(ReportData([0; 64])).await.unwrap(), [1]);
+        let quote = quoting.quote(ReportData([0; 64])).await.unwrap();
+        assert_eq!(quote, Evidence::Tdx { quote: vec![1] });
         assert!(quoting.extend(Digest48::ZERO).await.is_err());
 
         let extending = Simulated::new(Arc::new(Always(FromPlatform::Extended)));

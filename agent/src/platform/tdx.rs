@@ -4,24 +4,20 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::Duration,
+    sync::Arc,
 };
 
-use cocoon_evidence::{Digest48, ReportData};
-use nix::errno::Errno;
+use cocoon_evidence::{Digest48, Platform as Evidence, ReportData};
 
-use super::{Platform, PlatformError};
+use super::{
+    Platform, PlatformError,
+    tsm::{ConfigFs, Mailbox},
+};
 use crate::transport::BoxFuture;
 
 const MEASUREMENTS: &str = "devices/virtual/misc/tdx_guest/measurements";
 const RTMR3: &str = "rtmr3:sha384";
-const REPORTS: &str = "kernel/config/tsm/report";
 const PROVIDER: &str = "tdx_guest";
-
-/// The kernel's own limit on an outblob is 32 KiB.
-const QUOTE_BYTES_MAX: usize = 32 * 1024;
 
 /// Of a quote's header, and of the TD report that follows it in version 4 (Intel TDX DCAP Quote Generation
 /// Library, "Quote format version 4" and "5").
@@ -29,40 +25,30 @@ const HEADER_BYTES: usize = 48;
 const TD_REPORT_BYTES: usize = 584;
 /// In version 5 the header is followed by the body's type and length.
 const BODY_TYPE_BYTES: usize = 2;
+/// In the TD report, of both versions.
+const REPORT_DATA_AT: usize = 520;
 
-/// The quoting enclave serves one request at a time for the whole machine.
-const BUSY_RETRIES: u32 = 50;
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
-
-/// TDX, as the kernel under `sys` (usually `/sys`) shows it.
-pub struct Tdx(Arc<Paths>);
-
-struct Paths {
+/// TDX, as the kernel shows it.
+pub struct Tdx {
     measurements: PathBuf,
-    report: PathBuf,
-    /// One quote at a time: the report directory is a single mailbox.
-    quoting: Mutex<()>,
+    mailbox: Arc<Mailbox>,
 }
 
 impl Tdx {
-    /// Looks below `sys`.
-    pub fn new(sys: &Path) -> Self {
-        Self(Arc::new(Paths {
-            measurements: sys.join(MEASUREMENTS),
-            report: sys.join(REPORTS).join("cocoon"),
-            quoting: Mutex::new(()),
-        }))
-    }
-
-    /// Whether the kernel has the TDX guest driver and its measurement registers.
-    pub fn is_present(&self) -> bool {
-        self.0.measurements.is_dir()
+    /// The kernel's TDX guest driver and its measurement registers below `sys` (usually `/sys`), if they are there.
+    pub fn find(sys: &Path) -> Option<Self> {
+        let measurements = sys.join(MEASUREMENTS);
+        let reports = ConfigFs(sys.join(super::REPORT_DIR));
+        measurements.is_dir().then(|| Self {
+            measurements,
+            mailbox: Arc::new(Mailbox::new(reports, PROVIDER)),
+        })
     }
 }
 
 impl Platform for Tdx {
     fn extend(&self, digest: Digest48) -> BoxFuture<'_, Result<(), PlatformError>> {
-        let register = self.0.measurements.join(RTMR3);
+        let register = self.measurements.join(RTMR3);
         Box::pin(async move {
             // The write extends: R' = SHA-384(R || 48 bytes). It is not repeated on failure.
             let written = fs::OpenOptions::new()
@@ -73,53 +59,30 @@ impl Platform for Tdx {
         })
     }
 
-    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Vec<u8>, PlatformError>> {
-        let paths = Arc::clone(&self.0);
+    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>> {
+        let mailbox = Arc::clone(&self.mailbox);
         Box::pin(async move {
-            tokio::task::spawn_blocking(move || paths.quote(&data))
-                .await
-                .unwrap_or_else(|_| Err(io::Error::other("the quoting task ended early")))
-                .map_err(|error| {
-                    PlatformError::new("getting a TDX quote from configfs-tsm", error.to_string())
-                })
+            let quote = super::off_the_loop(move || mailbox.ask(&data, accept)).await;
+            quote.map(|quote| Evidence::Tdx { quote }).map_err(|error| {
+                PlatformError::new("getting a TDX quote from configfs-tsm", error.to_string())
+            })
         })
     }
 }
 
-impl Paths {
-    fn quote(&self, data: &ReportData) -> io::Result<Vec<u8>> {
-        let _alone = self.quoting.lock().unwrap_or_else(PoisonError::into_inner);
-        match fs::create_dir(&self.report) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        let provider = fs::read_to_string(self.report.join("provider"))?;
-        if provider.trim_end() != PROVIDER {
-            return Err(io::Error::other(format!(
-                "the provider is {provider:?}, expected {PROVIDER:?}"
-            )));
-        }
-        retry_busy(|| self.quote_once(data))
-    }
-
-    /// The generation counts writes: if it is the same before and after, the outblob answers this inblob.
-    fn quote_once(&self, data: &ReportData) -> io::Result<Vec<u8>> {
-        fs::write(self.report.join("inblob"), data.0)?;
-        let before = self.generation()?;
-        let quote = fs::read(self.report.join("outblob"))?;
-        if self.generation()? != before {
-            return Err(Errno::EBUSY.into());
-        }
-        match quote.len() {
-            0 => Err(io::Error::other("the quote is empty")),
-            bytes if bytes > QUOTE_BYTES_MAX => Err(io::Error::other(format!("the quote has {bytes} bytes"))),
-            _ => without_padding(quote),
-        }
-    }
-
-    fn generation(&self) -> io::Result<String> {
-        fs::read_to_string(self.report.join("generation"))
-    }
+/// A quote and what it binds.
+fn accept(quote: Vec<u8>) -> io::Result<(Vec<u8>, ReportData)> {
+    let quote = without_padding(quote)?;
+    let body_at = match quote[0] {
+        5 => HEADER_BYTES + BODY_TYPE_BYTES + 4,
+        _ => HEADER_BYTES,
+    };
+    let bound = quote
+        .get(body_at + REPORT_DATA_AT..)
+        .and_then(|rest| rest.first_chunk());
+    let bound = bound.ok_or_else(|| io::Error::other("the quote has no report data"))?;
+    let bound = ReportData(*bound);
+    Ok((quote, bound))
 }
 
 /// The quote without the zeros that some quote generation services put behind it: verifiers refuse bytes that no
@@ -155,36 +118,26 @@ fn length(quote: &[u8]) -> Option<usize> {
     signed.checked_add(4)?.checked_add(u32_at(signed)?)
 }
 
-fn retry_busy<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let passing = [Errno::EBUSY, Errno::EINTR, Errno::EAGAIN].map(|errno| errno as i32);
-    for _ in 0..BUSY_RETRIES {
-        match attempt() {
-            Err(error) if error.raw_os_error().is_some_and(|code| passing.contains(&code)) => {
-                thread::sleep(BUSY_PAUSE);
-            }
-            other => return other,
-        }
-    }
-    Err(io::Error::other(
-        "busy for 5 s, is the quote generation service running on the host?",
-    ))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::tsm::fake::Kernel, *};
 
-    /// A tree like the kernel's, made of plain files.
-    fn fake_sys(provider: &str) -> tempfile::TempDir {
-        let sys = tempfile::tempdir().unwrap();
-        let report = sys.path().join(REPORTS).join("cocoon");
-        fs::create_dir_all(&report).unwrap();
-        fs::create_dir_all(sys.path().join(MEASUREMENTS)).unwrap();
-        fs::write(sys.path().join(MEASUREMENTS).join(RTMR3), []).unwrap();
-        fs::write(report.join("provider"), provider).unwrap();
-        fs::write(report.join("generation"), "1\n").unwrap();
-        fs::write(report.join("outblob"), quote(4)).unwrap();
-        sys
+    /// A kernel whose answers are these quotes, with the report data that was asked for.
+    fn tdx(quote: impl Fn() -> Vec<u8> + Send + 'static) -> Tdx {
+        let kernel = Kernel::new(PROVIDER, move |data| {
+            let mut quote = quote();
+            let body_at = if quote[0] == 5 {
+                HEADER_BYTES + 6
+            } else {
+                HEADER_BYTES
+            };
+            quote[body_at + REPORT_DATA_AT..][..64].copy_from_slice(data);
+            quote
+        });
+        Tdx {
+            measurements: PathBuf::new(),
+            mailbox: Arc::new(kernel.mailbox(PROVIDER)),
+        }
     }
 
     /// A quote of this version as far as its lengths go: body, and 300 bytes of signature data.
@@ -206,28 +159,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn extend_writes_the_digest_and_quote_writes_the_report_data() {
-        let sys = fake_sys("tdx_guest\n");
-        let tdx = Tdx::new(sys.path());
-        assert!(tdx.is_present());
+    async fn extend_writes_the_digest_into_the_register() {
+        let sys = tempfile::tempdir().unwrap();
+        assert!(Tdx::find(sys.path()).is_none());
+        let register = sys.path().join(MEASUREMENTS).join(RTMR3);
+        fs::create_dir_all(register.parent().unwrap()).unwrap();
+        let tdx = Tdx::find(sys.path()).unwrap();
+        assert!(tdx.extend(Digest48::ZERO).await.is_err(), "there is no register");
+        fs::write(&register, []).unwrap();
         let digest = Digest48::of(b"event");
         tdx.extend(digest).await.unwrap();
-        let register = sys.path().join(MEASUREMENTS).join(RTMR3);
         assert_eq!(fs::read(register).unwrap(), digest.as_bytes());
-
-        assert_eq!(tdx.quote(ReportData([7; 64])).await.unwrap(), quote(4));
-        let inblob = sys.path().join(REPORTS).join("cocoon/inblob");
-        assert_eq!(fs::read(inblob).unwrap(), [7; 64]);
     }
 
     #[tokio::test]
-    async fn the_zeros_behind_a_quote_are_cut_off() {
+    async fn a_quote_binds_what_was_asked_and_the_zeros_behind_it_are_cut_off() {
         for version in [4, 5] {
-            let sys = fake_sys(PROVIDER);
-            let padded = [quote(version), vec![0; 3000]].concat();
-            fs::write(sys.path().join(REPORTS).join("cocoon/outblob"), padded).unwrap();
-            let trimmed = Tdx::new(sys.path()).quote(ReportData([0; 64])).await.unwrap();
-            assert_eq!(trimmed, quote(version), "version {version}");
+            let padded = tdx(move || [quote(version), vec![0; 3000]].concat());
+            let data = ReportData([7; 64]);
+            let Evidence::Tdx { quote: trimmed } = padded.quote(data).await.unwrap() else {
+                panic!("the platform is TDX");
+            };
+            assert_eq!(trimmed.len(), quote(version).len(), "version {version}");
+            assert_eq!(accept(trimmed).unwrap().1, data);
         }
     }
 
@@ -248,49 +202,5 @@ mod tests {
             assert!(without_padding(giant).is_err());
         }
         assert!(without_padding(quote(3)).is_err());
-    }
-
-    #[tokio::test]
-    async fn another_provider_an_empty_and_a_giant_quote_are_refused() {
-        let other = fake_sys("sev_guest\n");
-        let error = Tdx::new(other.path())
-            .quote(ReportData([0; 64]))
-            .await
-            .unwrap_err();
-        assert!(error.to_string().contains("sev_guest"), "{error}");
-        for quote in [vec![], vec![0; QUOTE_BYTES_MAX + 1]] {
-            let sys = fake_sys(PROVIDER);
-            fs::write(sys.path().join(REPORTS).join("cocoon/outblob"), quote).unwrap();
-            assert!(Tdx::new(sys.path()).quote(ReportData([0; 64])).await.is_err());
-        }
-    }
-
-    #[tokio::test]
-    async fn without_the_device_nothing_is_extended() {
-        let sys = tempfile::tempdir().unwrap();
-        let tdx = Tdx::new(sys.path());
-        assert!(!tdx.is_present());
-        assert!(tdx.extend(Digest48::ZERO).await.is_err());
-    }
-
-    #[test]
-    fn busy_is_tried_again_and_other_errors_are_not() {
-        let mut left = 3;
-        let value = retry_busy(|| {
-            left -= 1;
-            if left > 0 {
-                Err(Errno::EBUSY.into())
-            } else {
-                Ok(left)
-            }
-        });
-        assert_eq!(value.unwrap(), 0);
-        let mut calls = 0;
-        let refused = retry_busy::<()>(|| {
-            calls += 1;
-            Err(Errno::EACCES.into())
-        });
-        assert!(refused.is_err());
-        assert_eq!(calls, 1);
     }
 }

@@ -20,7 +20,7 @@ use cocoon_agent::{
     serve::Deadlines,
     transport::{BoxFuture, BoxStream, Dial, Listen},
 };
-use cocoon_evidence::{Digest32, Digest48, FreshEvidence, ReportData};
+use cocoon_evidence::{Digest32, Digest48, FreshEvidence, Platform as Evidence, ReportData};
 use cocoon_protocol::{
     AccountAddress, ContractCode, Grant, LaunchDocument, NetworkId, SessionProof, SignedGrant, TokenCounts,
     engine::{Fault, FinishReason, FromEngine, ToEngine},
@@ -78,8 +78,12 @@ impl Platform for Fake {
         Box::pin(async { Ok(()) })
     }
 
-    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Vec<u8>, PlatformError>> {
-        Box::pin(async move { Ok(data.0.to_vec()) })
+    fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>> {
+        Box::pin(async move {
+            Ok(Evidence::Tdx {
+                quote: data.0.to_vec(),
+            })
+        })
     }
 }
 
