@@ -167,12 +167,14 @@ pub(crate) mod fake {
     #[derive(Clone)]
     pub(crate) struct Kernel(Arc<Mutex<State>>);
 
+    type Answer = Box<dyn Fn(&[u8]) -> Vec<u8> + Send>;
+
     struct State {
         provider: String,
         generation: u32,
         inblob: Vec<u8>,
         events: VecDeque<Event>,
-        answer: Box<dyn Fn(&[u8]) -> Vec<u8> + Send>,
+        answer: Answer,
     }
 
     impl Kernel {
