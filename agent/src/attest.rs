@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cocoon_evidence::{EventKind, EventLog, EventLogError, EvidenceBundle, ReportData};
+use cocoon_evidence::{EventKind, EventLog, EventLogError, EvidenceBundle, GpuEvidence, ReportData};
 use tokio::sync::Mutex;
 
 use crate::platform::{Platform, PlatformError};
@@ -37,6 +37,7 @@ pub enum AttestError {
 pub struct Measurer {
     platform: Arc<dyn Platform>,
     log: EventLog,
+    gpu: Vec<GpuEvidence>,
 }
 
 impl Measurer {
@@ -45,7 +46,19 @@ impl Measurer {
         Self {
             platform,
             log: EventLog::default(),
+            gpu: vec![],
         }
+    }
+
+    /// Extends RTMR3 with the digest of these GPUs' evidence, which every bundle then holds; empty without a GPU.
+    ///
+    /// # Errors
+    /// The event is out of order, or the platform failed.
+    pub async fn record_gpus(&mut self, items: &[GpuEvidence]) -> Result<(), MeasureError> {
+        self.record(EventKind::GpuEvidence, GpuEvidence::event_payload(items))
+            .await?;
+        self.gpu = items.to_vec();
+        Ok(())
     }
 
     /// Extends RTMR3 with the next event.
@@ -67,6 +80,7 @@ impl Measurer {
         Ok(Attestor {
             platform: self.platform,
             log: self.log,
+            gpu: self.gpu,
             one: Mutex::new(()),
         })
     }
@@ -76,6 +90,7 @@ impl Measurer {
 pub struct Attestor {
     platform: Arc<dyn Platform>,
     log: EventLog,
+    gpu: Vec<GpuEvidence>,
     one: Mutex<()>,
 }
 
@@ -95,7 +110,7 @@ impl Attestor {
         Ok(EvidenceBundle {
             platform: self.platform.quote(data).await?,
             events: self.log.clone(),
-            gpu: vec![],
+            gpu: self.gpu.clone(),
         })
     }
 }

@@ -6,7 +6,7 @@
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cocoon_evidence::{ENDORSEMENTS_BYTES_MAX, EventKind};
+use cocoon_evidence::{ENDORSEMENTS_BYTES_MAX, EventKind, GpuEvidence};
 use cocoon_protocol::{
     LAUNCH_DOCUMENT_BYTES_MAX, LaunchDocument, LaunchDocumentError, VerityVolume,
     host::{FromHost, Stage, ToHost},
@@ -21,6 +21,7 @@ use crate::{
     console::EXPORT,
     dm::{self, MapError},
     engine::{Engine, Status},
+    gpu::{self, GpuError, Gpus, Watched},
     host::{HostClient, HostError},
     meter,
     platform::Platform,
@@ -77,6 +78,9 @@ pub enum BootError {
     /// The disks are too slow, or the host holds their answers back.
     #[error("root and model were not read within {} s", RESIDENT_DEADLINE.as_secs())]
     Disks,
+    /// The GPUs.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The engine.
     #[error("the engine is not ready: {reason}")]
     Engine {
@@ -171,6 +175,8 @@ pub struct Parts {
     pub platform: Arc<dyn Platform>,
     /// The disks.
     pub volumes: Arc<dyn Volumes>,
+    /// The GPUs.
+    pub gpus: Arc<dyn Gpus>,
     /// The engine's process, already starting.
     pub engine: Engine,
 }
@@ -187,6 +193,8 @@ pub struct Guest {
     pub endorsements: Bytes,
     /// With a loaded model.
     pub engine: Engine,
+    /// The GPUs that it runs on, if any.
+    pub gpus: Option<Watched>,
     /// The host's service port.
     pub host: Arc<HostClient>,
     /// Root and model, in memory as long as this lives.
@@ -202,6 +210,7 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
         host,
         platform,
         volumes,
+        gpus,
         engine,
     } = parts;
     let mut measurer = Measurer::new(platform);
@@ -212,15 +221,15 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
     let launch = LaunchDocument::parse(&document)?;
 
     mount_model(&mut measurer, &*volumes, &launch.model.verity).await?;
-    engine.load(MODEL_DIR, launch.numeric_profile, launch.limits);
     tell_stage(&host, Stage::Model, Duration::ZERO).await;
 
     let usage_key = SigningKey::from_bytes(&Zeroizing::new(meter::random()));
     let public = usage_key.verifying_key().to_bytes();
     measurer.record(EventKind::UsageKey, public.to_vec()).await?;
-    // This image has no GPU driver: there is no evidence, and that is what is measured.
-    measurer.record(EventKind::GpuEvidence, vec![]).await?;
+    let gpus = measure_gpus(&mut measurer, &*gpus, &public).await?;
 
+    // Not before the GPUs are ready: on them the model is loaded.
+    engine.load(MODEL_DIR, launch.numeric_profile, launch.limits);
     let elapsed = wait_loaded(&engine).await?;
     tell_stage(&host, Stage::Engine, elapsed).await;
     let resident = make_resident(volumes).await?;
@@ -232,9 +241,30 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
         usage_key,
         endorsements: endorsements.into(),
         engine,
+        gpus,
         host,
         resident,
     })
+}
+
+/// Evidence first, measured second, ready third: nothing is computed on a GPU that is not in RTMR3.
+async fn measure_gpus(
+    measurer: &mut Measurer,
+    gpus: &dyn Gpus,
+    usage_key: &[u8; 32],
+) -> Result<Option<Watched>, BootError> {
+    match gpu::collect(gpus, GpuEvidence::nonce(usage_key)).await? {
+        Ok(collected) => {
+            measurer.record_gpus(collected.items()).await?;
+            info!(target: EXPORT, "{} GPUs are measured", collected.items().len());
+            Ok(Some(collected.set_ready().await?))
+        }
+        Err(reason) => {
+            info!(target: EXPORT, "no GPU: {reason}");
+            measurer.record_gpus(&[]).await?;
+            Ok(None)
+        }
+    }
 }
 
 /// After the engine has loaded: what it needed is in memory already, and boot waits for the rest only.

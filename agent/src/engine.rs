@@ -140,8 +140,7 @@ impl Engine {
         }));
     }
 
-    /// Kills the child, as a crash would.
-    #[cfg(feature = "simulated")]
+    /// Kills the child, as a crash would: what runs fails and is not charged.
     pub fn kill_child(&self) {
         self.0.restart.notify_waiters();
     }

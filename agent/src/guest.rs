@@ -21,6 +21,7 @@ use crate::{
     console::EXPORT,
     control,
     fresh::FreshQuotes,
+    gpu::{GpuError, Watched},
     host::HostClient,
     meter::{self, Meter},
     records::Outbox,
@@ -32,23 +33,35 @@ use crate::{
 const FLUSH_DEADLINE: Duration = Duration::from_secs(15);
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
+/// Why a guest stopped serving without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no TLS identity, so nothing was served.
+    #[error("making the TLS identity: {0}")]
+    Identity(#[from] IdentityError),
+    /// What is not in RTMR3 must not compute.
+    #[error("the guest ends, because its GPUs are not the measured ones any more: {0}")]
+    Gpu(#[from] GpuError),
+}
+
 /// Serves until the host asks to shut down; then finishes what runs, hands over the records and returns.
 ///
 /// # Errors
-/// There is no TLS identity, so nothing was served.
+/// See [`RunError`].
 pub async fn run(
     guest: Guest,
     dial: Arc<dyn Dial>,
     mut https: Box<dyn Listen>,
     control: &mut dyn Listen,
     deadlines: Deadlines,
-) -> Result<(), IdentityError> {
+) -> Result<(), RunError> {
     let Guest {
         launch,
         attestor,
         usage_key,
         endorsements,
         engine,
+        mut gpus,
         host,
         // To the end: what is in memory stays there.
         resident: _resident,
@@ -72,7 +85,7 @@ pub async fn run(
         identity: identity.subscribe(),
         endorsements,
         meter: Arc::clone(&meter),
-        engine,
+        engine: engine.clone(),
         deadlines,
         draining: AtomicBool::new(false),
         created_s: meter::now_s(),
@@ -89,19 +102,39 @@ pub async fn run(
     };
     let foreground = async {
         boot::tell_stage(&host, Stage::Serving, Duration::ZERO).await;
-        let grace = control::wait_for_shutdown(control).await;
-        info!(target: EXPORT, "shutting down, {} requests run", meter.running());
+        let ended = tokio::select! {
+            grace = control::wait_for_shutdown(control) => Ok(grace),
+            error = lost(gpus.as_mut()) => Err(error),
+        };
         service.draining.store(true, Ordering::Relaxed);
-        drain(&meter, grace).await;
+        let ended = match ended {
+            Ok(grace) => {
+                info!(target: EXPORT, "shutting down, {} requests run", meter.running());
+                drain(&meter, grace).await;
+                Ok(())
+            }
+            Err(error) => {
+                engine.kill_child();
+                Err(RunError::Gpu(error))
+            }
+        };
         if !outbox.flushed(FLUSH_DEADLINE).await {
             warn!(target: EXPORT, "{} usage records are lost", outbox.waiting());
         }
+        ended
     };
     tokio::select! {
-        () = background => {}
-        () = foreground => {}
+        () = background => Ok(()),
+        ended = foreground => ended,
     }
-    Ok(())
+}
+
+/// Without GPUs none is ever lost.
+async fn lost(gpus: Option<&mut Watched>) -> GpuError {
+    match gpus {
+        Some(gpus) => gpus.lost().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn drain(meter: &Meter, grace: Duration) {

@@ -17,6 +17,7 @@ pub mod engine;
 #[cfg(feature = "simulated")]
 pub mod firmware_log;
 pub mod fresh;
+pub mod gpu;
 pub mod guest;
 pub mod host;
 pub mod meter;

@@ -9,7 +9,7 @@ use cocoon_agent::{
     guest,
     host::HostClient,
     platform,
-    process::{Children, EngineCommand},
+    process::{Children, EngineCommand, GpuCommand},
     serve::Deadlines,
     system,
     transport::{Dial, VsockDial, VsockListen},
@@ -22,6 +22,8 @@ use tracing::error;
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
 const ENGINE: &str = "/usr/bin/cocoon-engine";
+/// In images with a GPU driver.
+const GPU_PROGRAM: &str = "/usr/bin/cocoon-gpu";
 const ENGINE_USER: u32 = 1000;
 const LINKER: &str = "/lib64/ld-linux-x86-64.so.2";
 
@@ -89,7 +91,7 @@ async fn serve(
         readable: ENGINE_READS.map(Into::into).into(),
         linkers: vec![LINKER.into()],
         memory_bytes_max: system::memory_bytes().saturating_sub(RESERVED_BYTES),
-        children,
+        children: children.clone(),
     }));
     boot::tell_stage(&host, Stage::Agent, Duration::ZERO).await;
     let platform =
@@ -97,10 +99,16 @@ async fn serve(
     let volumes = Arc::new(Disks {
         sys_block: "/sys/block".into(),
     });
+    let gpus = Arc::new(GpuCommand {
+        program: GPU_PROGRAM.into(),
+        console: cfg!(feature = "simulated"),
+        children: children.clone(),
+    });
     let parts = Parts {
         host,
         platform,
         volumes,
+        gpus,
         engine,
     };
     let guest = boot::boot(parts).await.map_err(|error| error.to_string())?;
@@ -119,7 +127,7 @@ async fn serve(
     )?));
     guest::run(guest, dial, https, &mut control, Deadlines::default())
         .await
-        .map_err(|error| format!("making the TLS identity: {error}"))
+        .map_err(|error| error.to_string())
 }
 
 /// As PID 1 this process collects every ended process of the guest.

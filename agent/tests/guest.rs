@@ -1,8 +1,14 @@
 //! The whole agent, from the launch document to the usage record, over in-memory connections. The platform,
 //! the host and the engine are played; TLS, HTTP, metering and signatures are real.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests may fail like tests"
+)]
 
+#[path = "guest/gpus.rs"]
+mod gpus;
 mod world;
 
 use std::{
@@ -21,7 +27,9 @@ use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use world::{Fake, Host, INPUT_TOKENS, NONCE, Script, World, boot_with, chat_body, events, owner, wait_for};
+use world::{
+    Fake, Host, INPUT_TOKENS, NONCE, NoGpus, Script, World, boot_with, chat_body, events, owner, wait_for,
+};
 
 fn parse(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
@@ -129,7 +137,10 @@ async fn a_malformed_launch_document_is_extended_and_then_refused() {
         ..Host::default()
     });
     let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_with(&host, &platform, &script).await.err().unwrap();
+    let refused = boot_with(&host, &platform, &script, Arc::new(NoGpus))
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(refused, BootError::Document(_)), "{refused}");
     let event = RuntimeEvent {
         kind: EventKind::LaunchDocument,
@@ -145,7 +156,10 @@ async fn an_oversized_launch_document_is_refused_unmeasured() {
         ..Host::default()
     });
     let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_with(&host, &platform, &script).await.err().unwrap();
+    let refused = boot_with(&host, &platform, &script, Arc::new(NoGpus))
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(refused, BootError::TooLarge { .. }), "{refused}");
     assert!(platform.extended.lock().unwrap().is_empty());
 }
@@ -459,6 +473,7 @@ async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
     world.shut_down().await;
     tokio::time::timeout(Duration::from_secs(60), &mut world.guest)
         .await
+        .unwrap()
         .unwrap()
         .unwrap();
     assert_eq!(world.host.records.lock().unwrap().len(), 1);

@@ -1,6 +1,6 @@
-//! The engine's process: started without privileges, watched and reaped.
+//! The guest's other processes: the engine's, started without privileges, and `cocoon-gpu`; watched and reaped.
 //!
-//! Its end of a socketpair is descriptor 3; it inherits nothing else. It gets its own user, no groups, no new
+//! A child's end of a socketpair is descriptor 3; it inherits nothing else. The engine gets its own user, no groups, no new
 //! privileges, a bound on its memory, few files ([`landlock`]) and few system calls ([`seccomp`]). Code in it may
 //! be hostile (it parses prompts): what it says is checked in [`crate::engine`].
 
@@ -8,7 +8,7 @@ mod landlock;
 mod seccomp;
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     io,
     os::{
         fd::AsRawFd,
@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cocoon_protocol::engine::ENGINE_SOCKET_FD;
+use cocoon_protocol::{engine::ENGINE_SOCKET_FD, gpu::GPU_SOCKET_FD};
 use nix::{
     sys::{
         signal::{Signal, kill},
@@ -32,15 +32,19 @@ use tracing::{info, warn};
 use crate::{
     console::EXPORT,
     engine::{EngineProcess, Spawn},
+    gpu::{GpuProcess, Gpus},
 };
 use landlock::Ruleset;
+
+// Children find their socket at one place.
+const _: () = assert!(ENGINE_SOCKET_FD == GPU_SOCKET_FD);
 
 /// Open files that libtorch, the model and the tokenizer need, with room.
 const OPEN_FILES_MAX: u64 = 256;
 
 /// Children of this process that still run. As PID 1 it also inherits whatever those leave behind.
 #[derive(Clone, Default)]
-pub struct Children(Arc<Mutex<HashSet<i32>>>);
+pub struct Children(Arc<Mutex<HashMap<i32, &'static str>>>);
 
 impl Children {
     /// Collects every child that has ended. Called on SIGCHLD; shares a lock with `Self::kill`, so that a
@@ -49,11 +53,15 @@ impl Children {
         let mut alive = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if alive.remove(&pid.as_raw()) => {
-                    warn!(target: EXPORT, "the engine exited with status {code}");
+                Ok(WaitStatus::Exited(pid, code)) => {
+                    if let Some(name) = alive.remove(&pid.as_raw()) {
+                        warn!(target: EXPORT, "{name} exited with status {code}");
+                    }
                 }
-                Ok(WaitStatus::Signaled(pid, signal, _)) if alive.remove(&pid.as_raw()) => {
-                    warn!(target: EXPORT, "the engine was ended by {signal}");
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    if let Some(name) = alive.remove(&pid.as_raw()) {
+                        warn!(target: EXPORT, "{name} was ended by {signal}");
+                    }
                 }
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => {}
@@ -61,9 +69,17 @@ impl Children {
         }
     }
 
+    /// The lock is held across the start, so that the child cannot be reaped before it is known.
+    fn start(&self, command: &mut Command, name: &'static str) -> io::Result<i32> {
+        let mut alive = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = command.spawn()?.id() as i32;
+        alive.insert(pid, name);
+        Ok(pid)
+    }
+
     fn kill(&self, pid: i32) {
         let alive = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if alive.contains(&pid) {
+        if alive.contains_key(&pid) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -95,11 +111,6 @@ impl Spawn for EngineCommand {
     fn spawn(&self) -> io::Result<EngineProcess> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let errors = if self.console {
-            Stdio::inherit()
-        } else {
-            Stdio::null()
-        };
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -108,7 +119,7 @@ impl Spawn for EngineCommand {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(errors)
+            .stderr(errors(self.console))
             .uid(self.user)
             .gid(self.user);
         let limits = confine::Confinement {
@@ -118,11 +129,7 @@ impl Spawn for EngineCommand {
             calls: seccomp::filter(),
         };
         confine::before_exec(&mut command, limits);
-        // The lock is held across the start, so that the child cannot be reaped before it is known.
-        let mut alive = self.children.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let pid = command.spawn()?.id() as i32;
-        alive.insert(pid);
-        drop(alive);
+        let pid = self.children.start(&mut command, "the engine")?;
         info!(target: EXPORT, "the engine runs with {} threads", self.threads);
         Ok(EngineProcess {
             socket: tokio::net::UnixStream::from_std(ours)?,
@@ -132,6 +139,48 @@ impl Spawn for EngineCommand {
             }),
         })
     }
+}
+
+/// How to start `cocoon-gpu`.
+pub struct GpuCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Whether standard error is the agent's, that is the console of a dev image.
+    pub console: bool,
+    /// Where the process is registered.
+    pub children: Children,
+}
+
+impl Gpus for GpuCommand {
+    /// It stays root: setting GPUs ready is an administrator's call. Nobody but the driver speaks to it, and what it
+    /// runs comes from the verified root.
+    fn start(&self) -> io::Result<Option<GpuProcess>> {
+        if !self.program.try_exists()? {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut command = Command::new(&self.program);
+        command
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors(self.console));
+        confine::keep_one_descriptor(&mut command, theirs.as_raw_fd());
+        let pid = self.children.start(&mut command, "cocoon-gpu")?;
+        Ok(Some(GpuProcess {
+            socket: tokio::net::UnixStream::from_std(ours)?,
+            guard: Box::new(KillOnDrop {
+                pid,
+                children: self.children.clone(),
+            }),
+        }))
+    }
+}
+
+fn errors(console: bool) -> Stdio {
+    if console { Stdio::inherit() } else { Stdio::null() }
 }
 
 impl EngineCommand {
@@ -180,6 +229,22 @@ mod confine {
         pub(super) memory_bytes_max: u64,
         pub(super) files: Ruleset,
         pub(super) calls: Vec<libc::sock_filter>,
+    }
+
+    /// The child ends with its parent, gains no privileges and has one descriptor.
+    pub(super) fn keep_one_descriptor(command: &mut Command, socket: i32) {
+        let confine = move || {
+            take_socket(socket)?;
+            limit(libc::RLIMIT_CORE, 0)?;
+            // SAFETY: system calls on integers.
+            unsafe {
+                check(libc::setsid())?;
+                check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+                check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+            }
+        };
+        // SAFETY: `confine` is async-signal-safe: it makes system calls and touches no lock and no heap.
+        unsafe { command.pre_exec(confine) };
     }
 
     /// Has the child confine itself between fork and exec. The standard library has by then set user and group

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use cocoon_agent::{
     boot::{self, BootError, Parts, VolumeError, Volumes},
     engine::{Engine, EngineProcess, Spawn},
-    guest,
+    gpu::{GpuProcess, Gpus},
+    guest::{self, RunError},
     host::HostClient,
     platform::{Platform, PlatformError},
     resident::{Resident, ResidentError},
@@ -279,19 +280,30 @@ pub(crate) struct World {
     pub(crate) script: Arc<Script>,
     https: mpsc::Sender<BoxStream>,
     control: mpsc::Sender<BoxStream>,
-    pub(crate) guest: JoinHandle<()>,
+    pub(crate) guest: JoinHandle<Result<(), RunError>>,
+}
+
+/// A machine without GPUs.
+pub(crate) struct NoGpus;
+
+impl Gpus for NoGpus {
+    fn start(&self) -> io::Result<Option<GpuProcess>> {
+        Ok(None)
+    }
 }
 
 pub(crate) async fn boot_with(
     host: &Arc<Host>,
     platform: &Arc<Fake>,
     script: &Arc<Script>,
+    gpus: Arc<dyn Gpus>,
 ) -> Result<boot::Guest, BootError> {
     let dial = Arc::new(HostDial(Arc::clone(host)));
     boot::boot(Parts {
         host: Arc::new(HostClient::new(dial)),
         platform: Arc::clone(platform) as Arc<dyn Platform>,
         volumes: Arc::new(Disk),
+        gpus,
         engine: Engine::start(Arc::clone(script) as Arc<dyn Spawn>),
     })
     .await
@@ -303,13 +315,28 @@ impl World {
     }
 
     pub(crate) async fn start_with(requests_max: u32, deadlines: Deadlines) -> Self {
+        Self::start_on(
+            Arc::new(Fake::default()),
+            Arc::new(NoGpus),
+            requests_max,
+            deadlines,
+        )
+        .await
+    }
+
+    pub(crate) async fn start_on(
+        platform: Arc<Fake>,
+        gpus: Arc<dyn Gpus>,
+        requests_max: u32,
+        deadlines: Deadlines,
+    ) -> Self {
         let host = Arc::new(Host {
             document: launch_document(requests_max),
             credit_nano: AtomicU64::new(1_000_000),
             ..Host::default()
         });
-        let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-        let booted = boot_with(&host, &platform, &script).await.unwrap();
+        let script = Arc::new(Script::default());
+        let booted = boot_with(&host, &platform, &script, gpus).await.unwrap();
         let (https, queue) = mpsc::channel(8);
         let (control, mut commands) = {
             let (sender, receiver) = mpsc::channel(1);
@@ -317,9 +344,7 @@ impl World {
         };
         let dial = Arc::new(HostDial(Arc::clone(&host)));
         let guest = tokio::spawn(async move {
-            guest::run(booted, dial, Box::new(Queue(queue)), &mut commands, deadlines)
-                .await
-                .unwrap();
+            guest::run(booted, dial, Box::new(Queue(queue)), &mut commands, deadlines).await
         });
         Self {
             platform,
