@@ -360,9 +360,15 @@ impl World {
         LaunchDocument::parse(&self.host.document).unwrap()
     }
 
-    pub(crate) async fn raw(&self) -> TlsStream<tokio::io::DuplexStream> {
+    /// A connection on which nothing is said.
+    pub(crate) async fn silent(&self) -> tokio::io::DuplexStream {
         let (ours, theirs) = duplex(64 * 1024);
         self.https.send(Box::new(theirs)).await.unwrap();
+        ours
+    }
+
+    pub(crate) async fn raw(&self) -> TlsStream<tokio::io::DuplexStream> {
+        let ours = self.silent().await;
         let name = ServerName::try_from("cocoon.invalid").unwrap();
         TlsConnector::from(Arc::new(client_config()))
             .connect(name, ours)
