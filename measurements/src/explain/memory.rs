@@ -84,17 +84,23 @@ impl MemorySearch<'_> {
 
     fn cause(&self, mib: u64, observed: &Observed, differing: &[Subject]) -> Cause {
         let mut registers = vec![Subject::Rtmr0];
-        if let Some(expected) = (self.predict)(mib) {
-            let explained = |subject: &Subject| {
-                let value = observed.value(*subject);
-                *subject != Subject::Rtmr0 && value.is_some_and(|value| expected.accepts(*subject, &value))
-            };
-            registers.extend(differing.iter().copied().filter(explained));
-        }
+        let predicted = (self.predict)(mib);
+        let gives = |subject: &Subject| {
+            let predicted = predicted.as_ref().zip(observed.value(*subject));
+            predicted.is_some_and(|(expected, value)| expected.accepts(*subject, &value))
+        };
+        let others = differing.iter().copied();
+        registers.extend(others.filter(|subject| *subject != Subject::Rtmr0 && gives(subject)));
+        // Without a log the whole register was replayed; with one, only the event of the memory map was found.
+        let certainty = if observed.logged.is_none() || gives(&Subject::Rtmr0) {
+            Certainty::Reproduced
+        } else {
+            Certainty::Seen
+        };
         let (title, change) = words(mib, self.expected_mib);
         Cause {
             id: "memory",
-            certainty: Certainty::Reproduced,
+            certainty,
             registers,
             title,
             change,

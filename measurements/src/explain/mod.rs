@@ -228,7 +228,16 @@ pub fn explain(expectation: &Expectation<'_>, observed: &Observed) -> Explanatio
         open.retain(|subject| causes.iter().all(|cause| !cause.registers.contains(subject)));
     }
     most_registers_first(&mut causes);
-    causes.extend(seen::causes(&expectation.expected, observed, &open));
+    let memory_is_known = causes.iter().any(|cause| cause.id == "memory");
+    // What a log shows of the memory does not explain the rest of its register.
+    open.extend(differing.iter().copied().filter(|subject| {
+        let of_it = |cause: &&Cause| cause.registers.contains(subject);
+        let mut of_it = causes.iter().filter(of_it).peekable();
+        of_it.peek().is_some() && of_it.all(|cause| cause.certainty == Certainty::Seen)
+    }));
+    let mut seen = seen::causes(&expectation.expected, observed, &open);
+    seen.retain(|cause| !(memory_is_known && cause.id == "hand-off-block"));
+    causes.extend(seen);
     causes.extend(usual::causes(observed, &open, &differing));
     without_repetition(&mut causes);
     let mut differing = differing;

@@ -395,3 +395,25 @@ fn other_hardware_without_tables_for_it_is_told_by_the_log() {
     );
     assert_eq!(explanation.causes[0].id, "acpi", "{:?}", explanation.causes);
 }
+
+/// The event of the memory map names the memory, and says nothing of the tables beside it.
+#[test]
+fn another_memory_size_does_not_hide_other_hardware_in_the_same_register() {
+    let explanation = explained(
+        Source::Log,
+        &no_other_items,
+        |machine| {
+            machine.spec.memory_mib = 16384.try_into().unwrap();
+            machine.spec.vcpus = 9.try_into().unwrap();
+        },
+        nothing,
+    );
+    let causes = explanation.causes.iter().map(|cause| (cause.id, cause.certainty));
+    let causes: Vec<_> = causes.collect();
+    assert_eq!(
+        causes,
+        [("memory", Certainty::Seen), ("acpi", Certainty::Seen)],
+        "{:?}",
+        explanation.causes
+    );
+}
