@@ -80,6 +80,10 @@ pub(crate) struct Terms {
     /// given several times. Without it the file is taken as your own
     #[arg(long, value_name = "HEX")]
     pub(crate) policy_key: Vec<PolicyKey>,
+    /// Where the highest policy and TCB evaluation numbers that were accepted are remembered; lower ones are refused
+    /// [default: $XDG_STATE_HOME/cocoon/seen.json, or ~/.local/state/cocoon/seen.json]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
     /// Refuse policies with a lower number
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) policy_number_min: u64,
@@ -90,8 +94,20 @@ pub(crate) struct Terms {
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
+    /// The node: https://HOST:PORT
+    #[arg(required_unless_present = "offline")]
+    pub(crate) url: Option<Endpoint>,
     #[command(flatten)]
-    pub(crate) target: Target,
+    pub(crate) terms: Terms,
+    /// Keep everything that the verdict rests upon in a new folder, for --offline
+    #[arg(long, value_name = "DIR", conflicts_with = "offline")]
+    pub(crate) save: Option<PathBuf>,
+    /// Judge what --save kept, as of when it was kept; connects to nobody
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    pub(crate) offline: Option<PathBuf>,
+    /// Say what each row means
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) explain: bool,
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub(crate) json: bool,

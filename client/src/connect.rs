@@ -4,29 +4,17 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use cocoon_evidence::{
-    ENDORSEMENTS_BYTES_MAX, FRESH_BYTES_MAX, FreshBinding, FreshEvidence, FreshEvidenceError, TlsBinding,
-};
-use cocoon_protocol::{LaunchDocument, LaunchDocumentError};
-use cocoon_verify::{Floors, Policy, Refusal, Report, TrustedGuest, appraise};
+use cocoon_evidence::{ENDORSEMENTS_BYTES_MAX, FRESH_BYTES_MAX, FreshEvidenceError};
+use cocoon_protocol::LaunchDocumentError;
+use cocoon_verify::{Floors, Policy, Refusal};
 use hyper::Method;
-use serde::Serialize;
 
 use crate::{
-    CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Proof, Session, Step,
+    CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Proof, Record, Session, Step, Verification,
     exchange::Ask,
     proof::Moment,
     transport::{Connection, tls_config},
 };
-
-/// What was judged so far. On a refusal the last report holds the reason.
-#[derive(Debug, Clone, Serialize)]
-pub struct Verification {
-    /// Evidence in the TLS certificate: binds its key, the usage key and the event log.
-    pub certificate: Report,
-    /// Evidence under this client's nonce, for this connection; `None` when it was not asked for any more.
-    pub fresh: Option<Report>,
-}
 
 /// Why there is no session. Nothing but requests for evidence was sent.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +46,9 @@ pub enum ConnectError {
     /// The fresh evidence is not an answer to the request for it.
     #[error("the fresh evidence cannot be read")]
     Evidence(#[source] FreshEvidenceError),
+    /// A saved record that breaks off, because the guest was refused when it was made.
+    #[error("the record holds no further evidence: the guest was refused before it was asked for")]
+    Incomplete,
     /// The evidence was read, and does not meet the policy.
     #[error("{refusal}")]
     Refused {
@@ -95,104 +86,62 @@ pub async fn connect(
     now_s: u64,
     deadlines: &Deadlines,
 ) -> Result<Session, ConnectError> {
-    let tls = Arc::new(tls_config()?);
-    let mut connection = Connection::dial(endpoint, &tls, deadlines).await?;
-    let proof = prove(&mut connection, policy, floors, now_s, deadlines).await?;
-    Session::over(connection, Arc::new(proof), *deadlines).await
+    connect_recorded(endpoint, policy, floors, now_s, deadlines)
+        .await
+        .1
+}
+
+/// The same, with everything that the verdict rests upon; `None` if it did not come to evidence.
+pub async fn connect_recorded(
+    endpoint: &Endpoint,
+    policy: &Policy,
+    floors: Floors,
+    now_s: u64,
+    deadlines: &Deadlines,
+) -> (Option<Record>, Result<Session, ConnectError>) {
+    let dialled = async {
+        let tls = Arc::new(tls_config()?);
+        Connection::dial(endpoint, &tls, deadlines).await
+    };
+    let mut connection = match dialled.await {
+        Ok(connection) => connection,
+        Err(error) => return (None, Err(error)),
+    };
+    let (record, proven) = prove(&mut connection, endpoint, policy, floors, now_s, deadlines).await;
+    let session = match proven {
+        Ok(proof) => Session::over(connection, Arc::new(proof), *deadlines).await,
+        Err(error) => Err(error),
+    };
+    (Some(record), session)
 }
 
 /// Judges the evidence in the certificate and fresh evidence for this connection.
 pub(crate) async fn prove(
     connection: &mut Connection,
+    endpoint: &Endpoint,
     policy: &Policy,
     floors: Floors,
     now_s: u64,
     deadlines: &Deadlines,
-) -> Result<Proof, ConnectError> {
-    let started = Moment::at(now_s);
-    let leaf = Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
-    let endorsements = fetch_endorsements(connection, deadlines).await?;
-    let (certified, certificate_report) = judge_certificate(policy, floors, &leaf, &endorsements, now_s)?;
-    let fresh = fetch_evidence(connection, deadlines).await?;
-
-    let binding = FreshBinding {
-        nonce: &connection.nonce,
-        exporter: &connection.fresh_exporter,
-        certificate: leaf.digest,
-        role: policy.role(),
-        log: fresh.bundle.events.replay(),
-    };
-    let appraisal = appraise(
-        policy,
-        floors,
-        &fresh.bundle,
-        &endorsements,
-        &fresh.report_data(&binding.leaf()),
+) -> (Record, Result<Proof, ConnectError>) {
+    let made = Moment::at(now_s);
+    let mut record = Record::new(
+        endpoint.to_string(),
+        connection.leaf_der.clone(),
+        connection.nonce,
+        connection.fresh_exporter,
         now_s,
     );
-    let verification = Verification {
-        certificate: certificate_report,
-        fresh: Some(appraisal.report.clone()),
-    };
-    let guest = match appraisal.into_trusted() {
-        Ok(guest) => guest,
-        Err(refusal) => return Err(refused(refusal, verification)),
-    };
-    if guest.events() != certified.events() || guest.usage_key() != certified.usage_key() {
-        return Err(ConnectError::AnotherGuest {
-            verification: Box::new(verification),
-        });
+    let proven = async {
+        // What cannot be a guest's certificate is not asked for anything.
+        Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
+        record.endorsements = Some(fetch_endorsements(connection, deadlines).await?.into());
+        let certified = record.judge_certificate(policy, floors)?;
+        record.evidence = Some(fetch_evidence(connection, deadlines).await?.into());
+        record.judge_fresh(certified, policy, floors, made)
     }
-    let launch = LaunchDocument::parse(guest.launch_document()).map_err(ConnectError::LaunchDocument)?;
-    Ok(Proof::new(guest, launch, verification, &leaf, started))
-}
-
-fn judge_certificate(
-    policy: &Policy,
-    floors: Floors,
-    leaf: &Leaf,
-    endorsements: &[u8],
-    now_s: u64,
-) -> Result<(TrustedGuest, Report), ConnectError> {
-    let events = &leaf.bundle.events;
-    let usage_key = events
-        .payload(cocoon_evidence::EventKind::UsageKey)
-        .unwrap_or_default();
-    let binding = TlsBinding {
-        spki: &leaf.spki,
-        // A key of another length is refused by the appraisal of the event; it only has to be bound to nothing.
-        usage_key: usage_key.try_into().unwrap_or(&[0; 32]),
-        not_before_s: leaf.not_before_s,
-        not_after_s: leaf.not_after_s,
-        role: policy.role(),
-        log: events.replay(),
-    };
-    let appraisal = appraise(
-        policy,
-        floors,
-        &leaf.bundle,
-        endorsements,
-        &binding.report_data(),
-        now_s,
-    );
-    let report = appraisal.report.clone();
-    match appraisal.into_trusted() {
-        Ok(guest) => Ok((guest, report)),
-        Err(refusal) => Err(refused(
-            refusal,
-            Verification {
-                certificate: report,
-                fresh: None,
-            },
-        )),
-    }
-}
-
-fn refused(refusal: Refusal, verification: Verification) -> ConnectError {
-    ConnectError::Refused {
-        refusal,
-        verification: Box::new(verification),
-    }
+    .await;
+    (record, proven)
 }
 
 async fn fetch_endorsements(
@@ -211,10 +160,7 @@ async fn fetch_endorsements(
         .await
 }
 
-async fn fetch_evidence(
-    connection: &mut Connection,
-    deadlines: &Deadlines,
-) -> Result<FreshEvidence, ConnectError> {
+async fn fetch_evidence(connection: &mut Connection, deadlines: &Deadlines) -> Result<Bytes, ExchangeError> {
     let ask = Ask {
         step: Step::Evidence,
         method: Method::POST,
@@ -222,8 +168,7 @@ async fn fetch_evidence(
         content_type: "application/octet-stream",
         body: Bytes::copy_from_slice(&connection.nonce),
     };
-    let bytes = connection
+    connection
         .exchange(ask, FRESH_BYTES_MAX, deadlines.exchange)
-        .await?;
-    FreshEvidence::decode(&bytes).map_err(ConnectError::Evidence)
+        .await
 }

@@ -86,6 +86,7 @@ impl From<&ConnectError> for Exit {
             | ConnectError::CertificateForm(_)
             | ConnectError::Certificate(_)
             | ConnectError::AnotherGuest { .. }
+            | ConnectError::Incomplete
             | ConnectError::Tls(_)
             | ConnectError::Random(_) => Self::Channel,
             ConnectError::Evidence(_) => Self::Signature,

@@ -17,6 +17,7 @@ pub fn verdict_json(verification: &Verification, refused: Option<Exit>) -> Value
         "simulated": simulated,
         "certificate": verification.certificate,
         "fresh": verification.fresh,
+        "facts": verification.facts,
         "exit_code": refused.unwrap_or(Exit::Ok) as u8,
     })
 }

@@ -2,14 +2,16 @@
 
 use std::fmt::Write as _;
 
-use cocoon_verify::{Check, Fault, Refusal, Report, Verdict};
+use cocoon_verify::{Check, Fault, Refusal, Verdict, date_text};
 
-use crate::{Verification, plain};
+use crate::{Facts, Verification, plain};
 
 /// Longer values are cut in the middle; those of a failed row are also shown whole.
 const VALUE_CHARS: usize = 25;
 /// Of a failed row's values.
 const WHOLE_CHARS_MAX: usize = 2000;
+/// Of an event's payload; a launch document is shorter.
+const PAYLOAD_CHARS_MAX: usize = 4000;
 
 /// How to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,17 +35,130 @@ pub fn render(verification: &Verification, accepted: bool, style: Style) -> Stri
         );
         section(&mut text, &title, &new, style);
     }
-    line(&mut text, &policy_line(&verification.certificate));
+    facts(&mut text, &verification.facts);
+    line(&mut text, &policy_line(verification));
     text.push_str(&verdict_line(verification, accepted, style));
     text
 }
 
-fn policy_line(report: &Report) -> String {
+fn policy_line(verification: &Verification) -> String {
+    let report = &verification.certificate;
     let signer = match &report.policy_signer {
         Some(key) => format!("signed by {key}"),
         None => "not signed: taken as your own file".to_owned(),
     };
-    format!("policy number {}, {signer}", report.policy_number)
+    let expires = date_text(verification.facts.policy_expires_s);
+    format!(
+        "policy number {}, expires {expires}, {signer}",
+        report.policy_number
+    )
+}
+
+/// What the evidence says beside the rows.
+fn facts(text: &mut String, facts: &Facts) {
+    line(text, "RTMR3, event by event:");
+    for (index, event) in facts.events.iter().enumerate() {
+        line(
+            text,
+            &format!("  {} {}: {} bytes", index + 1, event.name, event.bytes),
+        );
+        if event.bytes > 0 {
+            let payload = plain(&event.payload, PAYLOAD_CHARS_MAX);
+            line(
+                text,
+                &format!("    payload  {}", payload.replace('\n', "\n             ")),
+            );
+        }
+        line(text, &format!("    digest   {}", event.digest));
+        line(text, &format!("    RTMR3    {}", event.register));
+    }
+    line(text, "");
+    let date = |seconds: i64| date_text(u64::try_from(seconds).unwrap_or_default());
+    let platform = facts.platform.as_deref().unwrap_or("not proven");
+    for (name, value) in [
+        ("platform", plain(platform, WHOLE_CHARS_MAX)),
+        ("GPUs", facts.gpus.to_string()),
+        ("certificate", format!("SHA-256 {}", facts.certificate_sha256)),
+        (
+            "",
+            format!(
+                "valid from {} to {}",
+                date(facts.not_before_s),
+                date(facts.not_after_s)
+            ),
+        ),
+        ("judged as of", date_text(facts.judged_s)),
+    ] {
+        line(text, &format!("{name:<13} {value}"));
+    }
+}
+
+/// What each row of the verification is about, for somebody who has never seen one.
+pub fn explain(verification: &Verification) -> String {
+    let mut text = String::new();
+    let fresh = verification.fresh.iter().flat_map(|report| &report.checks);
+    let mut told = std::collections::BTreeSet::new();
+    line(&mut text, "what the rows mean:");
+    for check in verification.certificate.checks.iter().chain(fresh) {
+        if told.insert(check.name.as_ref()) {
+            line(&mut text, &format!("  {}: {}", check.name, about(&check.name)));
+        }
+    }
+    text
+}
+
+fn about(name: &str) -> &'static str {
+    match name {
+        "policy number" => "policies are numbered; one that is older than what you saw before is refused",
+        "policy expiry" => {
+            "a policy has to be renewed, so that what turned out to be unsafe is not accepted for ever"
+        }
+        "quote format" => {
+            "the quote is the processor's signed statement of what was loaded; every byte has a meaning"
+        }
+        "endorsements" | "collateral" => {
+            "what the processor's vendor publishes about its platforms; the host only carries it"
+        }
+        "quote signature" => {
+            "the chain of certificates from the vendor's root to the key that signed the quote"
+        }
+        "endorsement freshness" => "certificates, revocation lists and security levels are valid now",
+        "TCB status" => {
+            "whether firmware and microcode have known holes, and which advisories tell about them"
+        }
+        "TCB evaluation number" => {
+            "which edition of the vendor's list of holes was used; an older one is refused"
+        }
+        "report data" => {
+            "binds the quote to this TLS key, or to this connection and your random number: nobody else can show it"
+        }
+        "TD attributes" => {
+            "switches of the virtual machine: debugging, with which the host could read it, is off"
+        }
+        "XFAM" => "which processor features the guest may use",
+        "MRTD" => "the firmware that was loaded",
+        "RTMR0" => "the virtual hardware: memory, devices, ACPI tables",
+        "RTMR1" => "the kernel that the firmware started",
+        "RTMR2" => "the kernel's command line, which holds the root hash of the file system",
+        "RTMR3" => "what the agent recorded, replayed from the events below",
+        "MRCONFIGID" | "MROWNER" | "MROWNERCONFIG" => {
+            "values that the host may set; here they have no meaning"
+        }
+        "HOST_DATA" => "the launch document's hash, set before the guest ran",
+        "event order" => "each event was recorded exactly once",
+        "event model" => "the root hash of the model's volume: each block is checked when it is read",
+        "event usage-key" => "the key that signs receipts, made in this boot",
+        "event gpu-evidence" => "what the GPUs say about themselves, measured before they were used",
+        "event ready" => "the end: nothing is recorded after it",
+        name if name.starts_with("event launch-document") => {
+            "model, prices, limits and where to pay, as the host handed them over"
+        }
+        name if name.starts_with("GPU ") => {
+            "a GPU's own evidence, held against NVIDIA's roots and reference values"
+        }
+        name if name.starts_with("snp ") => "a part of the SEV-SNP report or of its chain of certificates",
+        _ => "a value of the evidence, held against your policy",
+    }
 }
 
 /// What a refusal means: the failed checks, whose fault each is and what that usually means.
@@ -168,7 +283,10 @@ fn verdict_line(verification: &Verification, accepted: bool, style: Style) -> St
 
 #[cfg(test)]
 mod tests {
-    use cocoon_verify::RefusalClass;
+    use cocoon_evidence::Digest32;
+    use cocoon_verify::{RefusalClass, Report};
+
+    use crate::EventFact;
 
     use super::*;
 
@@ -190,7 +308,42 @@ mod tests {
         Verification {
             certificate: report.clone(),
             fresh: Some(report),
+            facts: Facts {
+                certificate_sha256: Digest32::of(b"certificate"),
+                not_before_s: 0,
+                not_after_s: 1,
+                judged_s: 1,
+                policy_expires_s: 2,
+                platform: None,
+                gpus: 0,
+                events: vec![EventFact {
+                    name: "launch-document",
+                    bytes: 9,
+                    payload: "{\u{1b}[2J}".into(),
+                    digest: "ee".repeat(48),
+                    register: "ff".repeat(48),
+                }],
+            },
         }
+    }
+
+    #[test]
+    fn each_event_is_shown_with_its_payload_and_the_register_after_it() {
+        let text = render(
+            &verification(true, Verdict::Simulated),
+            true,
+            Style { colour: false },
+        );
+        assert!(text.contains("1 launch-document: 9 bytes"), "{text}");
+        assert!(text.contains(&"ff".repeat(48)), "{text}");
+    }
+
+    #[test]
+    fn every_row_that_is_known_has_an_explanation_of_its_own() {
+        let verification = verification(true, Verdict::Simulated);
+        let text = explain(&verification);
+        assert!(text.contains("RTMR2: the kernel's command line"), "{text}");
+        assert_eq!(text.matches("MRTD").count(), 1);
     }
 
     #[test]

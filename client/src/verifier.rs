@@ -95,8 +95,9 @@ impl Verifier {
             return Ok((connection, proof));
         }
         let now_s = clock::now_s();
-        let proof = prove(&mut connection, &self.policy, self.floors, now_s, &self.deadlines).await?;
-        let proof = Arc::new(proof);
+        let (policy, deadlines) = (&self.policy, &self.deadlines);
+        let proven = prove(&mut connection, endpoint, policy, self.floors, now_s, deadlines).await;
+        let proof = Arc::new(proven.1?);
         self.remember(Arc::clone(&proof));
         Ok((connection, proof))
     }

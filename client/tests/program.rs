@@ -57,6 +57,7 @@ impl World {
         command.args(arguments).current_dir(self.dir.path()).stdin(stdin);
         command
             .env_remove("COCOON_LOG")
+            .env("XDG_STATE_HOME", self.dir.path())
             .kill_on_drop(true)
             .output()
             .await
@@ -157,6 +158,94 @@ async fn verify_prints_every_register_and_says_simulated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_saved_is_judged_again_without_the_node() {
+    let mut world = World::new().await;
+    assert_exit(&world.verify("policy.toml", &["--save", "saved"]).await, 0);
+    let wrong = wrong_policy(&world);
+    fs::write(world.path("wrong.toml"), wrong.to_toml()).unwrap();
+    assert_exit(&world.verify("wrong.toml", &["--save", "refused"]).await, 10);
+    let requests = world.node.requests().len();
+
+    let offline = ["verify", "--offline", "saved", "--policy"];
+    let again = world
+        .cocoon(&[offline.as_slice(), &["policy.toml", "--explain"]].concat())
+        .await;
+    assert_exit(&again, 0);
+    let table = String::from_utf8(again.stdout).unwrap();
+    assert!(table.contains("RTMR2: the kernel's command line"), "{table}");
+    assert!(table.contains("1 launch-document: "), "{table}");
+    assert_exit(
+        &world
+            .cocoon(&[offline.as_slice(), &["wrong.toml"]].concat())
+            .await,
+        10,
+    );
+    assert_eq!(world.node.requests().len(), requests, "the node was asked");
+
+    // A refused guest was not asked for fresh evidence: a kinder policy cannot make it up.
+    let refused = ["verify", "--offline", "refused", "--policy", "policy.toml"];
+    assert_exit(&world.cocoon(&refused).await, 13);
+
+    for (file, byte) in [
+        ("certificate.der", 900),
+        ("evidence.cbor", 60),
+        ("endorsements.cbor", 60),
+    ] {
+        let path = world.path("saved").join(file);
+        let honest = fs::read(&path).unwrap();
+        let mut changed = honest.clone();
+        changed[byte] ^= 1;
+        fs::write(&path, &changed).unwrap();
+        let judged = world
+            .cocoon(&[offline.as_slice(), &["policy.toml"]].concat())
+            .await;
+        assert!(
+            matches!(judged.status.code(), Some(10..=14)),
+            "{file}: {:?}",
+            judged.status
+        );
+        fs::write(&path, vec![0; 1024 * 1024]).unwrap();
+        assert_exit(
+            &world
+                .cocoon(&[offline.as_slice(), &["policy.toml"]].concat())
+                .await,
+            2,
+        );
+        fs::write(&path, honest).unwrap();
+    }
+    world.node = Node::honest(Guest::boot(&world.platform, 1)).await;
+    assert_exit(&world.verify("policy.toml", &["--save", "saved"]).await, 2);
+}
+
+fn wrong_policy(world: &World) -> Policy {
+    let mut terms = Guest::boot(&world.platform, 1).policy_terms();
+    terms.tdx_mut().unwrap().registers.rtmr1 =
+        Expect::exact(cocoon_evidence::Digest48::of(b"another kernel"));
+    Policy::new(terms).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_policy_than_one_that_was_accepted_is_refused() {
+    let world = World::new().await;
+    let write = |number| {
+        let mut terms = Guest::boot(&world.platform, 1).policy_terms();
+        terms.number = number;
+        fs::write(world.path("policy.toml"), Policy::new(terms).unwrap().to_toml()).unwrap();
+    };
+    for (number, code) in [(7, 0), (8, 0), (7, 10), (8, 0)] {
+        write(number);
+        assert_exit(&world.verify("policy.toml", &[]).await, code);
+    }
+    let state = world.path("cocoon/seen.json");
+    assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o600);
+    // Another state knows nothing; a damaged one is no reason to accept.
+    write(1);
+    assert_exit(&world.verify("policy.toml", &["--state", "other.json"]).await, 0);
+    fs::write(&state, "{").unwrap();
+    assert_exit(&world.verify("policy.toml", &[]).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn chat_pays_answers_and_uses_the_grant_again() {
     let world = World::new().await;
     world.new_wallet().await;
@@ -229,10 +318,7 @@ async fn what_no_grant_reserves_can_be_withdrawn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_policy_sends_nothing_and_touches_no_wallet() {
     let world = World::new().await;
-    let mut terms = Guest::boot(&world.platform, 1).policy_terms();
-    terms.tdx_mut().unwrap().registers.rtmr1 =
-        Expect::exact(cocoon_evidence::Digest48::of(b"another kernel"));
-    fs::write(world.path("wrong.toml"), Policy::new(terms).unwrap().to_toml()).unwrap();
+    fs::write(world.path("wrong.toml"), wrong_policy(&world).to_toml()).unwrap();
 
     let verified = world.verify("wrong.toml", &[]).await;
     assert_exit(&verified, 10);

@@ -30,7 +30,7 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let prompt = prompt(&args.prompt, io::stdin())?;
 
     let started = Instant::now();
-    let session = match verify::connect(&args.target, &policy).await {
+    let session = match verify::connect(&args.target, &policy).await? {
         Ok(session) => session,
         Err(error) => return Err(refuse(args, error)),
     };

@@ -14,9 +14,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cocoon::Exit;
+use cocoon::{Exit, Seen};
 use cocoon_settlement::GlobalConfig;
-use cocoon_verify::{Floors, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, Policy};
+use cocoon_verify::{Floors, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, Policy, TrustedGuest};
 
 use crate::cli::{Command, DepositCommand, Terms};
 
@@ -74,11 +74,37 @@ fn load_policy(terms: &Terms) -> Result<Policy, Failure> {
         .map_err(Failure::usage)
 }
 
-fn floors(terms: &Terms) -> Floors {
+fn seen(terms: &Terms) -> Result<Seen, Failure> {
+    match &terms.state {
+        Some(path) => Ok(Seen::at(path.clone())),
+        None => Seen::of_user().map_err(Failure::usage),
+    }
+}
+
+/// What the command line asks for, and not less than what was accepted before.
+fn floors(terms: &Terms, policy: &Policy) -> Result<Floors, Failure> {
+    let remembered = seen(terms)?
+        .floors(policy, &terms.policy)
+        .map_err(Failure::usage)?;
+    let asked = asked_floors(terms);
+    Ok(Floors {
+        policy_number: asked.policy_number.max(remembered.policy_number),
+        tcb_evaluation_number: asked.tcb_evaluation_number.max(remembered.tcb_evaluation_number),
+    })
+}
+
+fn asked_floors(terms: &Terms) -> Floors {
     Floors {
         policy_number: terms.policy_number_min,
         tcb_evaluation_number: terms.tcb_evaluation_min,
     }
+}
+
+/// Remembers what a guest was accepted by.
+fn accept(terms: &Terms, policy: &Policy, guest: &TrustedGuest) -> Result<(), Failure> {
+    seen(terms)?
+        .accept(policy, &terms.policy, guest)
+        .map_err(Failure::usage)
 }
 
 fn read_text(path: &Path, bytes_max: usize) -> Result<String, anyhow::Error> {

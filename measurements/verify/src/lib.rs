@@ -20,6 +20,7 @@ pub mod snp;
 pub mod tdx;
 
 pub use appraisal::{Appraisal, PlatformId, TrustedGuest, VendorRoots, appraise, danger};
+pub use date::date_text;
 pub use policy::{
     AMD_ROOTS, ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule,
     FieldValue, Floors, GpuEvidenceRule, HardwareTerms, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX,
