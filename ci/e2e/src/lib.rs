@@ -223,6 +223,7 @@ impl Node {
         }
         let mut command = Command::new(program_path("cocoon"));
         command.current_dir(self.dir.path());
+        command.env("XDG_STATE_HOME", self.dir.path());
         command.args(["chat", &self.url(), "--policy", policy, "--wallet", "wallet"]);
         command.args([
             "--ton-config",
@@ -347,6 +348,7 @@ impl Node {
         Command::new(program_path(program))
             .args(arguments)
             .current_dir(self.dir.path())
+            .env("XDG_STATE_HOME", self.dir.path())
             .output()
             .expect("Cocoon's programs run; scripts/test builds them")
     }
