@@ -41,7 +41,7 @@ pub enum ResidentError {
         /// Why.
         source: io::Error,
     },
-    /// Over [`FILES_MAX`].
+    /// Over `FILES_MAX`.
     #[error("there are more than {FILES_MAX} files in the volume of {}", path.display())]
     TooMany {
         /// Where they are.
