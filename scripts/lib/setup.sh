@@ -15,7 +15,8 @@ PACKAGES=(
     "libelf-dev /usr/include/libelf.h" "libssl-dev /usr/include/openssl/ssl.h"
     "binutils strip" "cmake cmake" "python3 python3" "python3-pip pip3"
 )
-TEST_PACKAGES=("erofs-utils fsck.erofs" "cryptsetup-bin veritysetup" "nodejs node" "npm npm" "swtpm swtpm")
+TEST_PACKAGES=("erofs-utils fsck.erofs" "cryptsetup-bin veritysetup" "nodejs node" "npm npm" "swtpm swtpm"
+    "python3-venv /usr/lib/python3*/ensurepip" "curl curl")
 
 fail() { # what was attempted, why it failed, what to do
     printf '\n%s\n  why:  %s\n  fix:  %s\n' "$1" "$2" "$3" >&2
@@ -78,6 +79,20 @@ install_tool() { # a program from crates.io, at one version, into the cache: cra
     local log=$COCOON_CACHE/$1.log
     cargo install --locked --quiet --version "$2" --root "$COCOON_CACHE/tools" "$1" >"$log" 2>&1 </dev/null ||
         fail "building $1" "$(tail -n 3 "$log")" "read $log"
+}
+
+install_clients() { # programs of others that speak OpenAI's API, at one version each, into the cache
+    export COCOON_E2E_CLIENTS=$COCOON_CACHE/clients
+    local python=$COCOON_E2E_CLIENTS/python node=$COCOON_E2E_CLIENTS/node log=$COCOON_CACHE/clients.log
+    local wanted="openai-python 3.52.0, llm-comply 0.5.0, openai-node 7.55.0"
+    [ "$(cat "$COCOON_E2E_CLIENTS/installed" 2>/dev/null)" != "$wanted" ] || return 0
+    stage "installing $wanted"
+    rm -rf "$COCOON_E2E_CLIENTS"
+    mkdir -p "$node"
+    { python3 -m venv "$python" && "$python/bin/pip" install --quiet openai==3.52.0 llm-comply==0.5.0 &&
+        npm install --silent --no-audit --no-fund --prefix "$node" openai@7.55.0; } >"$log" 2>&1 </dev/null ||
+        fail "installing $wanted" "$(tail -n 3 "$log")" "read $log"
+    printf '%s\n' "$wanted" >"$COCOON_E2E_CLIENTS/installed"
 }
 
 prepare() { # everything that a build and a boot need

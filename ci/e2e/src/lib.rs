@@ -235,6 +235,19 @@ impl Node {
         command
     }
 
+    /// `cocoon proxy` for this node on any free port, to be started by the caller.
+    pub fn proxy_command(&self) -> Command {
+        if !self.path("wallet").exists() {
+            self.succeed("cocoon", ["wallet", "new", "--out", "wallet"]);
+        }
+        let mut command = Command::new(program_path("cocoon"));
+        command.current_dir(self.dir.path());
+        command.args(["proxy", "--upstream", &self.url(), "--listen", "127.0.0.1:0"]);
+        command.args(["--policy", "policy.toml", "--wallet", "wallet", "--max-ton", "50"]);
+        command.args(["--ton-config", "state/global.config.json"]);
+        command
+    }
+
     /// The usage records that the host has acknowledged, oldest first.
     pub fn records(&self) -> Vec<UsageRecord> {
         let output = self.succeed("cocoon-launch", ["records", "--config", "node.toml"]);
