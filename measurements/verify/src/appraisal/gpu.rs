@@ -20,7 +20,7 @@ pub(super) fn check(rows: &mut Rows, input: &Input<'_>, vendor: (&Endorsements, 
     let payload = input.bundle.events.payload(EventKind::GpuEvidence);
     let measured = GpuEvidence::event_payload(items);
     let (expected, holds) = match terms.events.gpu_evidence {
-        GpuEvidenceRule::None => ("empty, and no GPU".to_owned(), items.is_empty()),
+        GpuEvidenceRule::None => ("empty".to_owned(), items.is_empty()),
         GpuEvidenceRule::Nvidia => (
             format!("{}, of some GPU", hex::encode(&measured)),
             !items.is_empty(),
@@ -29,11 +29,13 @@ pub(super) fn check(rows: &mut Rows, input: &Input<'_>, vendor: (&Endorsements, 
     let row = Row {
         name: "event gpu-evidence".into(),
         expected,
-        actual: format!(
-            "{}, evidence of {} in the bundle",
-            events::payload_text(payload),
-            items.len()
-        ),
+        actual: match items.len() {
+            0 => events::payload_text(payload),
+            gpus => format!(
+                "{}, evidence of {gpus} in the bundle",
+                events::payload_text(payload)
+            ),
+        },
         fault: Fault::GuestImage,
         class: RefusalClass::Gpu,
     };
