@@ -123,14 +123,15 @@ pub fn appraise(
     report_data: &ReportData,
     now_s: u64,
 ) -> Appraisal {
-    let input = Input {
+    danger::appraise_with_roots(
         policy,
         floors,
         bundle,
+        endorsements,
         report_data,
         now_s,
-    };
-    judge(&input, endorsements, &VendorRoots::default())
+        &VendorRoots::default(),
+    )
 }
 
 /// What is judged, and by what.

@@ -4,23 +4,17 @@
 
 mod snp_forge;
 
-use std::collections::BTreeMap;
-
-use cocoon_evidence::{Digest32, Digest48};
 use cocoon_verify::{
     Bits64,
     judgement::{
         FailureClass::{self, Policy, Signature, Tcb},
         Status, Verdict,
     },
-    snp::{
-        SnpOwnerId, SnpPlatformInfoTerms, SnpProduct, SnpRoot, SnpSigningKeyTerm, SnpTcb, SnpTerms,
-        SnpTermsError,
-    },
+    snp::{SnpRoot, SnpSigningKeyTerm, SnpTerms, SnpTermsError},
 };
 use snp_forge::{
     ASK_SERIAL, CHIP, Case, NOW_S, Vek, amd, ark, ask, ask_signed_by_itself, ask_without_authority, crl,
-    failed, signed,
+    failed, signed, terms,
 };
 
 /// The case fails in exactly these rows, and for that reason.
@@ -39,34 +33,6 @@ fn accepted(case: &Case) {
 
 fn put(case: &mut Case, at: usize, bytes: &[u8]) {
     case.report[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-/// What the forged Milan report states.
-fn terms() -> SnpTerms {
-    let floor = SnpTcb {
-        fmc: None,
-        bootloader: 4,
-        tee: 0,
-        snp: 24,
-        microcode: 219,
-    };
-    SnpTerms {
-        measurement: vec![Digest48([0x22; 48])],
-        host_data: vec![Digest32([0x33; 32])],
-        guest_policy: vec![Bits64(0x3_0000)],
-        vmpl: vec![0],
-        family_id: vec![SnpOwnerId([0; 16])],
-        image_id: vec![SnpOwnerId([0; 16])],
-        guest_svn_min: 0,
-        id_key_digest: vec![Digest48::ZERO],
-        author_key_digest: vec![Digest48::ZERO],
-        signing_key: vec![SnpSigningKeyTerm::Vcek],
-        platform_info: SnpPlatformInfoTerms {
-            required: Bits64(0x20),
-            allowed: Bits64(0xbf),
-        },
-        tcb_min: BTreeMap::from([(SnpProduct::Milan, floor)]),
-    }
 }
 
 #[test]

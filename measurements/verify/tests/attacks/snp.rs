@@ -1,28 +1,14 @@
 //! Guests on SEV-SNP, on a connection.
 
-use std::collections::BTreeMap;
-
-use cocoon_evidence::{Digest32, Digest48, Endorsements, EvidenceBundle, Platform};
+use cocoon_evidence::{Digest32, Endorsements, EvidenceBundle, Platform};
 use cocoon_verify::{
-    AMD_ROOTS, Bits64, HardwareTerms, PlatformId, PlatformTerms, RefusalClass, Verdict,
-    snp::{
-        SNP_REPORT_BYTES, SnpOwnerId, SnpPlatformInfoTerms, SnpProduct, SnpRoot, SnpSigningKeyTerm, SnpTcb,
-        SnpTerms,
-    },
+    AMD_ROOTS, HardwareTerms, PlatformId, PlatformTerms, RefusalClass, Verdict,
+    snp::{SNP_REPORT_BYTES, SnpRoot, SnpTerms},
 };
 
 use crate::{
-    snp_forge::{CHIP, NOW_S, Vek, ark, ask, crl, report, signed},
+    snp_forge::{CHIP, NOW_S, Vek, ark, ask, crl, report, signed, terms},
     world::{DOCUMENT, World, assert_refused, honest_events, log, tls_report_data},
-};
-
-/// What the forged chip runs, see [`crate::snp_forge::TCB`].
-const TCB_MIN: SnpTcb = SnpTcb {
-    fmc: None,
-    bootloader: 4,
-    tee: 0,
-    snp: 24,
-    microcode: 219,
 };
 
 /// A guest on a forged manufacturer's chip, and the policy for it.
@@ -40,7 +26,10 @@ impl Snp {
             simulated: false,
             root_pem: AMD_ROOTS.into(),
         };
-        world.terms.hardware = HardwareTerms::Snp(terms());
+        world.terms.hardware = HardwareTerms::Snp(SnpTerms {
+            host_data: vec![Digest32::of(DOCUMENT)],
+            ..terms()
+        });
         world.roots.snp = SnpRoot::from_file(&ark()).unwrap();
         let mut report = report();
         let report_data = tls_report_data(&log(&honest_events()));
@@ -78,26 +67,6 @@ impl Snp {
             .world
             .judge_with(bundle, &self.endorsements(), &report_data, NOW_S);
         assert_refused(verdict, class, rows);
-    }
-}
-
-fn terms() -> SnpTerms {
-    SnpTerms {
-        measurement: vec![Digest48([0x22; 48])],
-        host_data: vec![Digest32::of(DOCUMENT)],
-        guest_policy: vec![Bits64(0x3_0000)],
-        vmpl: vec![0],
-        family_id: vec![SnpOwnerId([0; 16])],
-        image_id: vec![SnpOwnerId([0; 16])],
-        guest_svn_min: 0,
-        id_key_digest: vec![Digest48::ZERO],
-        author_key_digest: vec![Digest48::ZERO],
-        signing_key: vec![SnpSigningKeyTerm::Vcek],
-        platform_info: SnpPlatformInfoTerms {
-            required: Bits64(0),
-            allowed: Bits64(0x25),
-        },
-        tcb_min: BTreeMap::from([(SnpProduct::Milan, TCB_MIN)]),
     }
 }
 

@@ -2,13 +2,19 @@
 //! sign, so that tests can make valid evidence of anything.
 
 use std::{
+    collections::BTreeMap,
     sync::LazyLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use cocoon_evidence::{Digest32, Digest48};
 use cocoon_verify::{
+    Bits64,
     judgement::{Judgement, Status},
-    snp::{SNP_REPORT_BYTES, SnpInputs, SnpRoot, SnpTerms, judge_snp},
+    snp::{
+        SNP_REPORT_BYTES, SnpInputs, SnpOwnerId, SnpPlatformInfoTerms, SnpProduct, SnpRoot,
+        SnpSigningKeyTerm, SnpTcb, SnpTerms, judge_snp,
+    },
 };
 use der::{
     Encode,
@@ -383,4 +389,32 @@ pub(crate) fn failed(judgement: &Judgement) -> Vec<&str> {
         .iter()
         .filter(|check| check.status == Status::Fail);
     failed.map(|check| check.id.as_str()).collect()
+}
+
+/// What the forged Milan report states.
+pub(crate) fn terms() -> SnpTerms {
+    let floor = SnpTcb {
+        fmc: None,
+        bootloader: 4,
+        tee: 0,
+        snp: 24,
+        microcode: 219,
+    };
+    SnpTerms {
+        measurement: vec![Digest48([0x22; 48])],
+        host_data: vec![Digest32([0x33; 32])],
+        guest_policy: vec![Bits64(0x3_0000)],
+        vmpl: vec![0],
+        family_id: vec![SnpOwnerId([0; 16])],
+        image_id: vec![SnpOwnerId([0; 16])],
+        guest_svn_min: 0,
+        id_key_digest: vec![Digest48::ZERO],
+        author_key_digest: vec![Digest48::ZERO],
+        signing_key: vec![SnpSigningKeyTerm::Vcek],
+        platform_info: SnpPlatformInfoTerms {
+            required: Bits64(0x20),
+            allowed: Bits64(0xbf),
+        },
+        tcb_min: BTreeMap::from([(SnpProduct::Milan, floor)]),
+    }
 }
