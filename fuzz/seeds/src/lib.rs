@@ -8,7 +8,8 @@ use std::{
 };
 
 use cocoon_evidence::{
-    Endorsements, EventKind, EventLog, EvidenceBundle, GpuEvidence, Platform, encode_extension,
+    Digest32, Endorsements, EventKind, EventLog, EvidenceBundle, FreshBinding, FreshTree, GpuEvidence,
+    Platform, Role, encode_extension,
 };
 
 /// A longer vector is not a seed: long inputs make every execution slow, and repeat what short ones have.
@@ -118,6 +119,7 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("endorsements", endorsements()),
         ("evidence_bundle", bundle.encode()),
+        ("fresh_evidence", fresh_evidence(bundle.clone())),
         ("certificate_extension", encode_extension(&bundle)),
         ("firmware", firmware()),
         ("kernel", kernel()),
@@ -125,6 +127,22 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("smbios", smbios()),
         ("tables_file", tables_file()),
     ]
+}
+
+/// The middle one of three requests.
+fn fresh_evidence(bundle: EvidenceBundle) -> Vec<u8> {
+    let leaf = |nonce| {
+        let binding = FreshBinding {
+            nonce: &[nonce; 32],
+            exporter: &[2; 32],
+            certificate: Digest32::ZERO,
+            role: Role::Inference,
+            log: bundle.events.replay(),
+        };
+        binding.leaf()
+    };
+    let tree = FreshTree::new(&[leaf(1), leaf(2), leaf(3)]).expect("three are few");
+    tree.answer(1, bundle.clone()).encode()
 }
 
 fn endorsements() -> Vec<u8> {

@@ -10,7 +10,7 @@ mod snp;
 mod tdx;
 
 pub use acpi::{smbios, tables_file};
-pub use evidence::{certificate_extension, endorsements, evidence_bundle};
+pub use evidence::{certificate_extension, endorsements, evidence_bundle, fresh_evidence};
 pub use image::{firmware, kernel, manifest};
 pub use log::{event_log, evidence_fields};
 pub use nvidia::{certificates, nvidia_evidence, nvidia_ocsp, nvidia_rim, nvidia_spdm};
@@ -22,12 +22,13 @@ pub use tdx::{tdx_collateral, tdx_judgement, tdx_quote};
 mod tests {
     use std::{env, fs, path::PathBuf};
 
-    const TARGETS: [(&str, fn(&[u8]) -> bool); 22] = [
+    const TARGETS: [(&str, fn(&[u8]) -> bool); 23] = [
         ("certificate_extension", super::certificate_extension),
         ("certificates", super::certificates),
         ("event_log", super::event_log),
         ("endorsements", super::endorsements),
         ("evidence_bundle", super::evidence_bundle),
+        ("fresh_evidence", super::fresh_evidence),
         ("evidence_fields", super::evidence_fields),
         ("firmware", super::firmware),
         ("kernel", super::kernel),
