@@ -67,7 +67,7 @@ pub(crate) enum NvmlError {
 /// A call of a function that may be missing.
 macro_rules! call {
     ($nvml:expr, $attempt:expr, $name:ident ( $($argument:expr),* )) => {{
-        let function = $nvml.library.$name.as_ref().map_err(|_| NvmlError::NoFunction(stringify!($name)))?;
+        let function = $nvml.functions.$name.as_ref().map_err(|_| NvmlError::NoFunction(stringify!($name)))?;
         // SAFETY: the types are those of NVIDIA's header; every pointer is to a value that lives through the call.
         let code = unsafe { function($($argument),*) };
         $nvml.check($attempt, code)
@@ -76,7 +76,7 @@ macro_rules! call {
 
 /// The library, initialised.
 struct Nvml {
-    library: NvmlLib,
+    functions: NvmlLib,
 }
 
 impl Nvml {
@@ -91,7 +91,7 @@ impl Nvml {
     }
 
     fn words(&self, code: nvmlReturn_t) -> String {
-        let Ok(function) = self.library.nvmlErrorString.as_ref() else {
+        let Ok(function) = self.functions.nvmlErrorString.as_ref() else {
             return format!("error {code}");
         };
         // SAFETY: takes a number, and returns a static string or null.
@@ -107,7 +107,7 @@ impl Nvml {
 
 impl Drop for Nvml {
     fn drop(&mut self) {
-        if let Ok(shutdown) = &self.library.nvmlShutdown {
+        if let Ok(shutdown) = &self.functions.nvmlShutdown {
             // SAFETY: takes nothing; no handle of the library is used afterwards.
             unsafe { shutdown() };
         }
@@ -125,10 +125,10 @@ impl Gpus {
     pub(crate) fn open(library: &OsStr) -> Result<Self, NvmlError> {
         // SAFETY: running the library's initialisers is what it is here for; in the guest it comes from the verified
         // root.
-        let library =
+        let functions =
             unsafe { NvmlLib::new(library) }.map_err(|error| NvmlError::NoLibrary(error.to_string()))?;
-        let nvml = Nvml { library };
-        let init = nvml.library.nvmlInit_v2.as_ref();
+        let nvml = Nvml { functions };
+        let init = nvml.functions.nvmlInit_v2.as_ref();
         // SAFETY: takes nothing.
         match unsafe { init.map_err(|_| NvmlError::NoFunction("nvmlInit_v2"))?() } {
             DRIVER_NOT_LOADED => {
@@ -244,7 +244,7 @@ impl Watch {
         // SAFETY: a struct of integers and pointers, for which zeros are valid.
         let mut data: nvmlEventData_t = unsafe { mem::zeroed() };
         let step_ms = u32::try_from(step.as_millis()).unwrap_or(u32::MAX);
-        let wait = self.nvml.library.nvmlEventSetWait_v2.as_ref();
+        let wait = self.nvml.functions.nvmlEventSetWait_v2.as_ref();
         let wait = wait.map_err(|_| NvmlError::NoFunction("nvmlEventSetWait_v2"))?;
         // SAFETY: the set was made by the library, and `data` lives through the call.
         match unsafe { wait(self.events, &raw mut data, step_ms) } {

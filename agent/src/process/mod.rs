@@ -1,8 +1,8 @@
 //! The guest's other processes: the engine's, started without privileges, and `cocoon-gpu`; watched and reaped.
 //!
-//! A child's end of a socketpair is descriptor 3; it inherits nothing else. The engine gets its own user, no groups, no new
-//! privileges, a bound on its memory, few files (`landlock`) and few system calls (`seccomp`). Code in it may
-//! be hostile (it parses prompts): what it says is checked in [`crate::engine`].
+//! A child's end of a socketpair is descriptor 3; it inherits nothing else. The engine gets its own user, no
+//! groups, no new privileges, a bound on its memory, few files (`landlock`) and few system calls (`seccomp`). Code
+//! in it may be hostile (it parses prompts): what it says is checked in [`crate::engine`].
 
 mod landlock;
 mod seccomp;
