@@ -2,7 +2,8 @@
 //!
 //! The cache key covers everything that decides the result: source, configuration fragments, compiler and
 //! linker version, and this module's own recipe. A kernel is built in its source tree, where all paths that
-//! the compiler sees are relative, so the folder's name does not get into the binary.
+//! the compiler sees are relative, so the folder's name does not get into the binary. The configuration is
+//! checked after Kconfig has had its say, because it drops silently what it cannot have.
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +23,21 @@ use crate::{
 
 /// Changes when this module builds differently from the same inputs.
 const METHOD: &str = "tinyconfig-in-tree-1";
-const TOOLS: [&str; 10] = [
-    "bc", "bison", "dpkg-deb", "flex", "gcc", "ld", "make", "strip", "tar", "xz",
+const TOOLS: [&str; 11] = [
+    "bc", "bison", "dpkg-deb", "flex", "gcc", "ld", "make", "strip", "tar", "xz", "zstd",
+];
+/// What no kernel has, whatever a fragment says: ways into the kernel's memory, out of the measured kernel, to
+/// a network, and interfaces that nothing in the guest uses and that are known for their holes.
+const FORBIDDEN: [&str; 9] = [
+    "BPF_SYSCALL",
+    "DEBUG_FS",
+    "DEVMEM",
+    "HIBERNATION",
+    "INET",
+    "IO_URING",
+    "KEXEC",
+    "KEXEC_FILE",
+    "USER_NS",
 ];
 
 /// One configuration fragment.
@@ -66,6 +80,12 @@ pub enum KernelError {
     Configuration {
         /// Each as `wanted (found)`.
         wrong: Vec<String>,
+    },
+    /// A fragment turns on what no guest may have, or an option that selects it.
+    #[error("the kernel's configuration has what no guest may have: {}", found.join(", "))]
+    Forbidden {
+        /// Each as `option=value`.
+        found: Vec<String>,
     },
 }
 
@@ -173,7 +193,9 @@ impl KernelPlan {
         }
         fs::write(&path, config).map_err(failed)?;
         command::run(make(tree).arg("olddefconfig"), Some(log))?;
-        check_configuration(&self.fragments, &fs::read_to_string(&path).map_err(failed)?)
+        let config = fs::read_to_string(&path).map_err(failed)?;
+        check_configuration(&self.fragments, &config)?;
+        check_forbidden(&config)
     }
 
     fn folder(&self, cache: &Path) -> PathBuf {
@@ -261,6 +283,18 @@ fn check_configuration(fragments: &[Fragment], config: &str) -> Result<(), Kerne
     Err(KernelError::Configuration { wrong })
 }
 
+fn check_forbidden(config: &str) -> Result<(), KernelError> {
+    let on = config.lines().filter_map(assignment);
+    let found: Vec<_> = on
+        .filter(|(option, value)| *value != "n" && FORBIDDEN.contains(option))
+        .map(|(option, value)| format!("{option}={value}"))
+        .collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(KernelError::Forbidden { found })
+}
+
 fn assignment(line: &str) -> Option<(&str, &str)> {
     line.trim().strip_prefix("CONFIG_")?.split_once('=')
 }
@@ -289,6 +323,17 @@ mod tests {
         for text in ["CONFIG_A=n", "CONFIG_B=y", "CONFIG_C=\"x\"", "CONFIG_MISSPELT=y"] {
             let error = check(&[text]).unwrap_err();
             assert!(error.contains(text.trim_start_matches("CONFIG_")), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_fragment_gives_a_guest_what_no_guest_may_have() {
+        let check = |config: &str| check_forbidden(config).map_err(|error| error.to_string());
+        let clean = "CONFIG_NET=y\n# CONFIG_INET is not set\nCONFIG_KEXEC=n\nCONFIG_INET_HELP=y\n";
+        assert_eq!(check(clean), Ok(()));
+        for line in ["INET=y", "KEXEC_FILE=m", "DEVMEM=y"] {
+            let error = check(&format!("{clean}CONFIG_{line}\n")).unwrap_err();
+            assert!(error.ends_with(&format!("may have: {line}")), "{error}");
         }
     }
 
