@@ -1,51 +1,55 @@
 //! The supervisor: brings a node up, keeps it, and takes it down in order, whatever happened.
 
+mod control;
+mod open;
+mod shared;
+
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use cocoon_measurements::{Artifact, LaunchInputs, LaunchPlatform, measure};
+use cocoon_measurements::LaunchPlatform;
 use cocoon_protocol::{
     host::{GUEST_TLS_PORT, HOST_PORT},
-    read_frame_async,
     simulated::PLATFORM_PORT,
-    write_frame_async,
 };
-use cocoon_settlement::{ChainClient, GlobalConfig, LocalChain, LocalChainHandle, deposit_code};
-use cocoon_simulator::{InitialRegisters, SimulatedPlatform, SimulatedTd};
+use cocoon_settlement::{ChainClient, LocalChainHandle, deposit_code};
+use cocoon_simulator::SimulatedTd;
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
+    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
+use self::{
+    control::{listen_for_control, serve_control},
+    open::{backend_program, bind, check_artifacts, listen, open_chain, start_platform},
+    shared::{Now, Shared, launch_document_path},
+};
+pub use self::{open::simulated_platform, shared::journal_path};
 use crate::{
     boot::{self, BootProgress, Evidence},
     child::Spawner,
-    config::{ChainChoice, Config, VsockChoice},
+    config::Config,
     exit::{Exit, Failure, OrExit as _},
     guest::{Backend, End, Guest, RunFiles, tail},
-    guest_socket::{GuestSocket, remove_stale},
+    guest_socket::GuestSocket,
     journal::Journal,
     platform, programs,
     progress::Reporter,
     qemu::{Accelerator, Machine, Sockets, kvm_works},
-    relay::{RelayCounters, RelayLimits, relay},
-    services::{BootEvent, Services, Terms, now_s},
-    settler::{Settler, totals},
+    relay::{RelayLimits, relay},
+    services::{BootEvent, Services, Terms},
+    settler::Settler,
     state_dir::{StateDir, write_atomically},
-    status::{
-        CLAIMS_MAX, Connections, FromSupervisor, NodeState, Provider, Status, ToSupervisor, Usage,
-        control_socket,
-    },
+    status::{NodeState, control_socket},
 };
 
 /// How long running requests may still take when the node is stopped.
@@ -53,30 +57,6 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
 /// How long the last settlements may take when the node is stopped; what is left waits in the journal.
 const FLUSH_LIMIT: Duration = Duration::from_secs(20);
-
-/// The chain tells a balance within this, or `status` goes without.
-const BALANCE_LIMIT: Duration = Duration::from_secs(5);
-
-/// People and scripts that ask at the same time.
-const CONTROL_CONNECTIONS_MAX: usize = 32;
-
-/// The simulated platform of a state directory; the one that `root` prints and `up` uses.
-///
-/// # Errors
-/// The directory cannot be written.
-pub fn simulated_platform(state_dir: &Path) -> Result<SimulatedPlatform, Failure> {
-    StateDir::create(state_dir).or_exit(Exit::Internal)?;
-    let opened = SimulatedPlatform::open_or_create(&state_dir.join("simulated-platform"), now_s());
-    let platform = opened.or_exit(Exit::Internal)?;
-    write_atomically(&simulated_root(state_dir), platform.root_pem().as_bytes())
-        .context("writing the simulated platform's root certificate")
-        .or_exit(Exit::Internal)?;
-    Ok(platform)
-}
-
-fn simulated_root(state_dir: &Path) -> PathBuf {
-    state_dir.join("simulated-root.pem")
-}
 
 /// Runs a node until it is told to stop or its guest ends. Returns once nothing of it is left.
 ///
@@ -115,23 +95,6 @@ struct Node {
     /// Control socket and settler.
     tasks: JoinSet<()>,
     _state_dir: StateDir,
-}
-
-/// What `status` tells from.
-struct Shared {
-    config: Config,
-    url: String,
-    chain: ChainClient,
-    ton_config: PathBuf,
-    settler: Settler,
-    relayed: Arc<RelayCounters>,
-    now: Mutex<Now>,
-}
-
-struct Now {
-    state: NodeState,
-    accelerator: &'static str,
-    boot: BootProgress,
 }
 
 /// Why supervision ended.
@@ -504,280 +467,6 @@ impl Node {
         self.tasks.shutdown().await;
         result
     }
-}
-
-impl Shared {
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn status(&self) -> Status {
-        let provider = self.provider().await;
-        let (records, mut claims) = self.settler.claims();
-        let (served_nano, settled_nano) = totals(&claims);
-        claims.sort_by_key(|claim| claim.settlement.is_final());
-        claims.truncate(CLAIMS_MAX);
-        let simulated = self.config.spec.platform == LaunchPlatform::Simulated;
-        let state_dir = &self.config.state_dir;
-        let now = self.now();
-        Status {
-            state: now.state,
-            pid: std::process::id(),
-            url: self.url.clone(),
-            platform: if simulated { "simulated" } else { "tdx" }.into(),
-            accelerator: now.accelerator.into(),
-            simulated_root: simulated.then(|| simulated_root(state_dir)),
-            ton_config: self.ton_config.clone(),
-            launch_document: launch_document_path(state_dir),
-            console: state_dir.join("console.log"),
-            stages: now.boot.reached().to_vec(),
-            connections: Connections {
-                open: self.relayed.open.load(Ordering::Relaxed),
-                total: self.relayed.total.load(Ordering::Relaxed),
-            },
-            usage: Usage {
-                records,
-                served_nano,
-                settled_nano,
-                claims,
-            },
-            provider,
-        }
-    }
-
-    async fn provider(&self) -> Provider {
-        let payout_address = self.config.payout_address;
-        let (balance_nano, error) = match timeout(BALANCE_LIMIT, self.chain.balance(&payout_address)).await {
-            Ok(Ok(nano)) => (Some(nano), None),
-            Ok(Err(error)) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
-            Err(_) => (None, Some("the chain does not answer in time".into())),
-        };
-        Provider {
-            payout_address,
-            balance_nano,
-            error,
-        }
-    }
-}
-
-/// Where usage records are kept.
-pub fn journal_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("journal")
-}
-
-fn launch_document_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("launch-document.json")
-}
-
-/// Compares the image with its manifest beside the boot. Nothing depends on the answer: clients refuse what a
-/// changed kernel, command line or firmware measures to, and dm-verity refuses a changed root.
-fn check_artifacts(config: &Config, reporter: &Reporter) -> JoinHandle<()> {
-    let paths = [config.firmware(), config.kernel(), config.root()];
-    let (artifacts, reporter) = (config.manifest.artifacts.clone(), reporter.clone());
-    tokio::task::spawn_blocking(move || {
-        let check = |((name, artifact), path): ((&'static str, &Artifact), PathBuf)| {
-            if let Err(error) = artifact.verify(name, &path) {
-                reporter.warn(format!(
-                    "{error}. The guest is booted as it is: clients will refuse it"
-                ));
-            }
-        };
-        artifacts.named().into_iter().zip(paths).for_each(check);
-    })
-}
-
-fn backend_program(config: &Config) -> Result<Option<PathBuf>, Failure> {
-    let kernel = match config.vsock {
-        VsockChoice::Kernel => true,
-        VsockChoice::Backend => false,
-        VsockChoice::Auto => Path::new("/dev/vhost-vsock").exists(),
-    };
-    if kernel {
-        return Ok(None);
-    }
-    programs::vsock_backend(config.vhost_device_vsock.as_deref())
-        .map(Some)
-        .or_exit(Exit::Missing)
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => "another program has this address: stop it, or choose another one",
-            io::ErrorKind::PermissionDenied => "ports below 1024 need root: choose a higher one",
-            _ => "choose an address of this machine",
-        };
-        let message = format!("cannot listen on [listen] address {address}: {error}; {remedy}");
-        Failure::new(Exit::Busy, message)
-    })
-}
-
-fn listen(socket: &GuestSocket, port: u32) -> Result<crate::guest_socket::GuestListener, Failure> {
-    socket.listen(port).map_err(|error| {
-        let message = match error.kind() {
-            io::ErrorKind::AddrInUse => format!(
-                "vsock port {port} of this host is taken, probably by another node; set [tools] vsock = \
-                 \"backend\" in node.toml for all but one of them"
-            ),
-            _ => format!("cannot listen on vsock port {port}: {error}"),
-        };
-        Failure::new(Exit::Busy, message)
-    })
-}
-
-type Endorsements = Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>;
-
-/// On a simulated platform, a TD whose registers come from the very bytes that QEMU is given.
-fn start_platform(
-    config: &Config,
-    state_dir: &Path,
-    reporter: &Reporter,
-) -> Result<(Option<SimulatedTd>, Endorsements), Failure> {
-    if config.spec.platform != LaunchPlatform::Simulated {
-        reporter.warn(
-            "platform = \"tdx\": this version was never run on TDX hardware and passes no endorsements on, so \
-             clients cannot verify this node",
-        );
-        return Ok((None, Box::new(|| Ok(vec![]))));
-    }
-    let read = |path: PathBuf| {
-        std::fs::read(&path)
-            .with_context(|| format!("reading {}", path.display()))
-            .or_exit(Exit::Usage)
-    };
-    let (firmware, kernel) = (read(config.firmware())?, read(config.kernel())?);
-    let prediction = measure(LaunchInputs {
-        firmware: &firmware,
-        kernel: &kernel,
-        initrd: None,
-        command_line: &config.manifest.command_line,
-        spec: &config.spec,
-        tables: None,
-        smbios: None,
-    })
-    .context("measuring what QEMU is given")
-    .or_exit(Exit::Usage)?;
-    let [mrtd, rtmr0, rtmr1, rtmr2] = prediction
-        .sole_values()
-        .expect("a simulated platform's registers have one value each");
-    let platform = simulated_platform(state_dir)?;
-    let td = platform.start_td(InitialRegisters {
-        mrtd,
-        rtmr0,
-        rtmr1,
-        rtmr2,
-    });
-    reporter.step("SIMULATED platform: registers from the bytes that QEMU is given");
-    let endorsements = move || {
-        platform
-            .collateral(now_s())
-            .map(|collateral| cocoon_evidence::Endorsements::of_tdx(collateral).encode())
-            .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
-    };
-    Ok((Some(td), Box::new(endorsements)))
-}
-
-async fn open_chain(
-    config: &Config,
-    state_dir: &Path,
-) -> Result<(ChainClient, PathBuf, Option<LocalChainHandle>), Failure> {
-    let (global_config, path, local) = match &config.chain {
-        ChainChoice::Local { address } => {
-            let chain = LocalChain::open(state_dir.join("chain"))
-                .context("opening the local chain")
-                .or_exit(Exit::Chain)?;
-            let handle = chain
-                .serve(*address)
-                .await
-                .with_context(|| format!("serving the local chain on {address}"))
-                .or_exit(Exit::Chain)?;
-            let path = state_dir.join("global.config.json");
-            write_atomically(&path, handle.global_config().to_json().as_bytes())
-                .context("writing the local chain's global.config.json")
-                .or_exit(Exit::Internal)?;
-            (handle.global_config().clone(), path, Some(handle))
-        }
-        ChainChoice::Public { global_config } => {
-            let loaded = GlobalConfig::load(global_config).or_exit(Exit::Usage)?;
-            (loaded, global_config.clone(), None)
-        }
-    };
-    let client = ChainClient::connect(&global_config, config.network.id())
-        .await
-        .context("connecting to the chain")
-        .or_exit(Exit::Chain)?;
-    Ok((client, path, local))
-}
-
-fn listen_for_control(state_dir: &Path) -> anyhow::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let path = control_socket(state_dir);
-    let bound = || {
-        remove_stale(&path)?;
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        io::Result::Ok(listener)
-    };
-    bound().with_context(|| format!("listening on {}", path.display()))
-}
-
-/// Answers `status` and `down`; ends after the answer to the `down` that stopped the node.
-async fn serve_control(
-    listener: UnixListener,
-    shared: Arc<Shared>,
-    stop: mpsc::Sender<oneshot::Sender<String>>,
-) {
-    let (stopped_sender, mut stopped) = watch::channel(());
-    let stopped_sender = Arc::new(stopped_sender);
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            Ok((stream, _)) = listener.accept(), if connections.len() < CONTROL_CONNECTIONS_MAX => {
-                let (shared, stop, told) = (shared.clone(), stop.clone(), stopped_sender.clone());
-                connections.spawn(async move {
-                    if answer_control(stream, &shared, &stop).await == Answered::Down {
-                        told.send_replace(());
-                    }
-                });
-            }
-            Some(_) = connections.join_next() => {}
-            Ok(()) = stopped.changed() => return,
-        }
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Answered {
-    Status,
-    Down,
-}
-
-async fn answer_control(
-    mut stream: UnixStream,
-    shared: &Shared,
-    stop: &mpsc::Sender<oneshot::Sender<String>>,
-) -> Answered {
-    let request = timeout(Duration::from_secs(5), read_frame_async(&mut stream)).await;
-    let (answer, answered) = match request {
-        Ok(Ok(ToSupervisor::Status)) => (
-            FromSupervisor::Status(Box::new(shared.status().await)),
-            Answered::Status,
-        ),
-        Ok(Ok(ToSupervisor::Down)) => {
-            let (reply, stopped) = oneshot::channel();
-            if stop.send(reply).await.is_err() {
-                return Answered::Status;
-            }
-            // A node that stops for another reason drops the sender: it is stopped all the same.
-            let how = stopped.await.unwrap_or_else(|_| "stopped".into());
-            (FromSupervisor::Stopped { how }, Answered::Down)
-        }
-        Ok(Err(_)) | Err(_) => return Answered::Status,
-    };
-    if let Err(error) = write_frame_async(&mut stream, &answer).await {
-        tracing::debug!(%error, "nobody waits for an answer on the control socket");
-    }
-    answered
 }
 
 /// Ctrl-C and SIGTERM.

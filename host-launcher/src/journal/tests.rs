@@ -1,0 +1,196 @@
+//! Records outlive crashes, full disks and torn tails.
+
+use cocoon_protocol::{AccountAddress, NetworkId, TokenCounts, Voucher, host::UsageRecord};
+use ed25519_dalek::SigningKey;
+
+use super::*;
+
+pub(crate) fn record(agent: u8, number: u64) -> UsageRecord {
+    let agent = SigningKey::from_bytes(&[agent; 32]);
+    let served = TokenCounts {
+        input: number * 10,
+        output: number * 20,
+    };
+    let voucher = Voucher {
+        network: NetworkId::LOCAL,
+        contract: AccountAddress(Digest32::of(b"contract")),
+        agent_key: agent.verifying_key().to_bytes(),
+        grant: Digest32::of(b"grant"),
+        served,
+    };
+    UsageRecord {
+        number,
+        tokens: TokenCounts {
+            input: 10,
+            output: 20,
+        },
+        commitment: Digest32::ZERO,
+        voucher: voucher.sign(&agent),
+    }
+}
+
+fn filled(path: &Path, records: u64) {
+    let (mut journal, _) = Journal::open(path).unwrap();
+    for number in 1..=records {
+        assert!(journal.append(&record(1, number)).unwrap());
+    }
+}
+
+#[test]
+fn records_survive_a_restart_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path, 3);
+    let (_, replay) = Journal::open(&path).unwrap();
+    assert_eq!(replay.records, [record(1, 1), record(1, 2), record(1, 3)]);
+    assert_eq!(replay.torn_bytes, 0);
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_is_cut_and_the_rest_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path, 2);
+    let whole = std::fs::read(&path).unwrap();
+    let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    for cut in second + 1..whole.len() {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let (mut journal, replay) = Journal::open(&path).unwrap();
+        assert_eq!(replay.records, [record(1, 1)], "cut at {cut}");
+        assert_eq!(replay.torn_bytes, (cut - second) as u64);
+        assert!(journal.append(&record(1, 2)).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+}
+
+#[test]
+fn damage_before_the_end_is_reported_and_nothing_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path, 3);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(matches!(
+        Journal::open(&path),
+        Err(OpenError::Damaged { line: 1, .. })
+    ));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn two_damaged_entries_at_the_end_are_no_crash_and_are_not_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path, 3);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let second = bytes.len() / 3 + 100;
+    let third = bytes.len() - 100;
+    bytes[second] ^= 1;
+    bytes[third] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(matches!(
+        Journal::open(&path),
+        Err(OpenError::Damaged { line: 2, .. })
+    ));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn records_of_another_version_are_not_taken_for_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let json = br#"{"number":1,"written_by":"a later version"}"#;
+    let entry = format!("{} {} ", json.len(), Digest32::of(json));
+    let bytes = [entry.as_bytes(), json, b"\n"].concat();
+    for entries in [1, 2] {
+        let bytes = bytes.repeat(entries);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(matches!(
+            Journal::open(&path),
+            Err(OpenError::Foreign { line: 1, .. })
+        ));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn a_record_delivered_twice_is_stored_once_even_across_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path, 2);
+    let before = std::fs::read(&path).unwrap();
+    let (mut journal, _) = Journal::open(&path).unwrap();
+    assert!(!journal.append(&record(1, 2)).unwrap());
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert!(
+        journal.append(&record(2, 2)).unwrap(),
+        "another agent counts anew"
+    );
+}
+
+#[test]
+fn a_number_used_for_another_record_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = Journal::open(&dir.path().join("journal")).unwrap();
+    journal.append(&record(1, 1)).unwrap();
+    let mut other = record(1, 2);
+    other.number = 1;
+    assert!(matches!(
+        journal.append(&other),
+        Err(AppendError::Conflict { number: 1 })
+    ));
+}
+
+/// A disk with room for so many bytes; what does not fit is written in part, as on a real one.
+#[derive(Default)]
+struct SmallDisk {
+    bytes: Vec<u8>,
+    room: usize,
+    truncate_fails: bool,
+}
+
+impl Storage for SmallDisk {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        assert_eq!(offset, self.bytes.len() as u64, "a gap or an overwrite");
+        let fits = bytes.len().min(self.room - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..fits]);
+        if fits < bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        if self.truncate_fails {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.bytes.truncate(length as usize);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_the_record_and_takes_it_once_there_is_room() {
+    let entry_bytes = encode(&record(1, 1)).len();
+    for truncate_fails in [false, true] {
+        let disk = SmallDisk {
+            room: entry_bytes + entry_bytes / 2,
+            truncate_fails,
+            ..SmallDisk::default()
+        };
+        let mut journal = Journal::over(disk, 0);
+        journal.append(&record(1, 1)).unwrap();
+        let error = journal.append(&record(1, 2)).unwrap_err();
+        assert!(error.to_string().contains("free some space"));
+        journal.storage.room = entry_bytes * 4;
+        journal.storage.truncate_fails = false;
+        assert!(journal.append(&record(1, 2)).unwrap());
+        let expected = [encode(&record(1, 1)), encode(&record(1, 2))].concat();
+        assert_eq!(journal.storage.bytes, expected);
+    }
+}

@@ -1,0 +1,293 @@
+//! When a voucher is settled, when it is tried again, and when it is given up.
+
+use cocoon_protocol::Prices;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::journal::tests::record;
+
+const PRICES: Prices = Prices {
+    input_nano_per_kilotoken: 4_000_000_000,
+    output_nano_per_kilotoken: 4_000_000_000,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// That of [`record`].
+fn grant() -> Digest32 {
+    record(1, 1).voucher.voucher.grant
+}
+
+/// A chain that holds one grant, and fails so many times before it works.
+#[derive(Clone)]
+struct FakeChain(Arc<Mutex<FakeState>>);
+
+struct FakeState {
+    grant: Option<GrantState>,
+    failures: u32,
+    settled: Vec<u64>,
+    /// A settlement waits for a permit of this.
+    gate: Arc<Semaphore>,
+}
+
+impl FakeChain {
+    fn new(failures: u32) -> Self {
+        let grant = GrantState {
+            agent_key: [0; 32],
+            payout_address: AccountAddress(Digest32::ZERO),
+            prices: PRICES,
+            cap_nano: u64::MAX,
+            expires_s: u32::MAX,
+            served: TokenCounts::default(),
+            paid_nano: 0,
+        };
+        Self(Arc::new(Mutex::new(FakeState {
+            grant: Some(grant),
+            failures,
+            settled: vec![],
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+        })))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut GrantState)) {
+        change(self.0.lock().unwrap().grant.as_mut().unwrap());
+    }
+
+    fn settled(&self) -> Vec<u64> {
+        self.0.lock().unwrap().settled.clone()
+    }
+}
+
+impl Chain for FakeChain {
+    async fn grant(&self, _: AccountAddress, _: Digest32) -> Result<Option<GrantState>, ChainError> {
+        Ok(self.0.lock().unwrap().grant)
+    }
+
+    async fn settle(&self, voucher: &SignedVoucher) -> Result<GrantState, ChainError> {
+        let gate = self.0.lock().unwrap().gate.clone();
+        gate.acquire().await.unwrap().forget();
+        let mut state = self.0.lock().unwrap();
+        if state.failures > 0 {
+            state.failures -= 1;
+            return Err(ChainError::Unreachable {
+                tried: 1,
+                last: "no answer".into(),
+            });
+        }
+        let prices = state.grant.as_ref().unwrap().prices;
+        let amount = prices.amount_nano(voucher.voucher.served).unwrap();
+        state.settled.push(amount);
+        let grant = state.grant.as_mut().unwrap();
+        (grant.served, grant.paid_nano) = (voucher.voucher.served, amount);
+        Ok(*grant)
+    }
+}
+
+fn only_claim(settler: &Settler) -> Claim {
+    let (_, mut claims) = settler.claims();
+    assert_eq!(claims.len(), 1);
+    claims.remove(0)
+}
+
+async fn run_until(settler: &Settler, chain: &FakeChain, condition: impl Fn(&Settlement) -> bool) {
+    let running = tokio::spawn({
+        let (settler, chain) = (settler.clone(), chain.clone());
+        async move { settler.run(chain).await }
+    });
+    let reached = async {
+        while !condition(&only_claim(settler).settlement) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let reached = timeout(Duration::from_secs(20), reached).await;
+    assert!(reached.is_ok(), "still {:?}", only_claim(settler).settlement);
+    running.abort();
+    let _ = running.await;
+}
+
+fn is_settled(settlement: &Settlement) -> bool {
+    *settlement == Settlement::Settled
+}
+
+#[tokio::test]
+async fn many_records_of_a_grant_are_one_settlement_of_the_newest() {
+    let settler = Settler::new(PRICES, Duration::from_millis(50));
+    for number in [1, 3, 2] {
+        settler.note(&record(1, number));
+    }
+    let chain = FakeChain::new(0);
+    run_until(&settler, &chain, is_settled).await;
+    let newest = PRICES.amount_nano(record(1, 3).voucher.voucher.served).unwrap();
+    assert_eq!(chain.settled(), [newest]);
+    assert_eq!(only_claim(&settler).settled_nano, newest);
+}
+
+#[tokio::test]
+async fn a_restart_does_not_settle_what_the_chain_shows() {
+    let chain = FakeChain::new(0);
+    for _ in 0..2 {
+        let settler = Settler::new(PRICES, Duration::ZERO);
+        settler.note(&record(1, 1));
+        run_until(&settler, &chain, is_settled).await;
+    }
+    assert_eq!(chain.settled().len(), 1);
+}
+
+#[tokio::test]
+async fn a_chain_that_fails_is_tried_again_and_the_reason_is_told() {
+    let mut settler = Settler::new(PRICES, Duration::ZERO);
+    settler.retry_first = Duration::from_millis(100);
+    settler.note(&record(1, 1));
+    let chain = FakeChain::new(3);
+    let failing = |settlement: &Settlement| matches!(settlement, Settlement::Failing { reason, attempts: 3 } if reason.contains("no answer"));
+    run_until(&settler, &chain, failing).await;
+    run_until(&settler, &chain, is_settled).await;
+    assert_eq!(chain.settled().len(), 1);
+}
+
+#[tokio::test]
+async fn a_grant_that_is_not_on_chain_is_said_and_nothing_sent() {
+    let settler = Settler::new(PRICES, Duration::ZERO);
+    settler.note(&record(1, 1));
+    let chain = FakeChain::new(0);
+    chain.0.lock().unwrap().grant = None;
+    run_until(&settler, &chain, |settlement| {
+        matches!(settlement, Settlement::Failing { reason, .. } if reason.contains("no such grant"))
+    })
+    .await;
+    assert!(chain.settled().is_empty());
+}
+
+#[tokio::test]
+async fn a_voucher_below_the_minimum_waits_for_the_next() {
+    let chain = FakeChain::new(0);
+    let nearly = PRICES.amount_nano(record(1, 1).voucher.voucher.served).unwrap() - 1;
+    chain.0.lock().unwrap().grant.as_mut().unwrap().paid_nano = nearly;
+    let settler = Settler::new(PRICES, Duration::ZERO);
+    settler.note(&record(1, 1));
+    run_until(&settler, &chain, |settlement| {
+        matches!(settlement, Settlement::Waiting { raise_nano: 1, .. })
+    })
+    .await;
+    assert!(chain.settled().is_empty());
+    settler.note(&record(1, 1_000));
+    run_until(&settler, &chain, is_settled).await;
+    assert_eq!(chain.settled().len(), 1);
+}
+
+#[tokio::test]
+async fn a_voucher_is_settled_before_its_grant_expires_whatever_the_delay() {
+    let settler = Settler::new(PRICES, HOUR);
+    let lead_s = EXPIRY_LEAD.as_secs();
+    settler.learn_expiry(grant(), u32::try_from(now_s() + lead_s).unwrap());
+    settler.note(&record(1, 1));
+    run_until(&settler, &FakeChain::new(0), is_settled).await;
+    // A minute before that, it still waits for later ones.
+    let settler = Settler::new(PRICES, HOUR);
+    settler.learn_expiry(grant(), u32::try_from(now_s() + lead_s + 60).unwrap());
+    settler.note(&record(1, 1));
+    let due = settler.next_due().unwrap();
+    let now = Instant::now();
+    assert!(due > now && due <= now + Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_claim_of_an_earlier_run_does_not_wait() {
+    let settler = Settler::new(PRICES, HOUR);
+    settler.note(&record(1, 1));
+    run_until(&settler, &FakeChain::new(0), is_settled).await;
+}
+
+#[tokio::test]
+async fn a_voucher_of_a_grant_at_former_prices_is_settled() {
+    let cheaper = Prices {
+        input_nano_per_kilotoken: 1,
+        output_nano_per_kilotoken: 1,
+    };
+    let settler = Settler::new(cheaper, Duration::ZERO);
+    settler.note(&record(1, 1));
+    let chain = FakeChain::new(0);
+    run_until(&settler, &chain, is_settled).await;
+    let owed = PRICES.amount_nano(record(1, 1).voucher.voucher.served).unwrap();
+    assert_eq!(chain.settled(), [owed]);
+    assert_eq!(only_claim(&settler).served_nano, owed);
+}
+
+#[tokio::test]
+async fn a_claim_on_an_expired_or_released_grant_is_closed_and_not_tried_for_ever() {
+    let closed = |settlement: &Settlement| matches!(settlement, Settlement::Closed { .. });
+    let expired = FakeChain::new(0);
+    expired.change(|grant| grant.expires_s = 1_000);
+    let released = FakeChain::new(0);
+    released.0.lock().unwrap().grant = None;
+    for chain in [expired, released] {
+        let mut settler = Settler::new(PRICES, Duration::ZERO);
+        settler.retry_first = Duration::from_millis(1);
+        settler.note(&record(1, 1));
+        run_until(&settler, &chain, closed).await;
+        assert_eq!(settler.next_due(), None);
+        assert!(chain.settled().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_flush_settles_what_was_served_while_an_older_voucher_was_on_its_way() {
+    let settler = Settler::new(PRICES, HOUR);
+    settler.learn_expiry(grant(), u32::MAX);
+    let chain = FakeChain::new(0);
+    let gate = Arc::new(Semaphore::new(0));
+    chain.0.lock().unwrap().gate = gate.clone();
+    let running = tokio::spawn({
+        let (settler, chain) = (settler.clone(), chain.clone());
+        async move { settler.run(chain).await }
+    });
+    settler.note(&record(1, 1));
+    let flushing = tokio::spawn({
+        let settler = settler.clone();
+        async move { settler.flush(Duration::from_secs(20)).await }
+    });
+    while only_claim(&settler).settlement != Settlement::Sent {
+        tokio::task::yield_now().await;
+    }
+    settler.note(&record(1, 2));
+    gate.add_permits(2);
+    flushing.await.unwrap();
+    assert_eq!(chain.settled().len(), 2);
+    running.abort();
+}
+
+#[test]
+fn a_retry_is_not_put_off_beyond_the_expiry() {
+    let settler = Settler::new(PRICES, HOUR);
+    let waits = |left_s: u64| {
+        let expires_s = now_s() + EXPIRY_LEAD.as_secs() + left_s;
+        settler.learn_expiry(grant(), u32::try_from(expires_s).unwrap());
+        let retry = settler.book().retry(&grant(), RETRY_LAST);
+        retry.saturating_duration_since(Instant::now())
+    };
+    assert!(waits(100) <= Duration::from_secs(100));
+    assert!(waits(0) <= RETRY_URGENT && waits(0) > Duration::ZERO);
+    assert!(waits(10_000) > RETRY_LAST / 2);
+}
+
+#[tokio::test]
+async fn a_flush_does_not_wait_for_the_delay() {
+    let settler = Settler::new(PRICES, HOUR);
+    settler.learn_expiry(grant(), u32::MAX);
+    settler.note(&record(1, 1));
+    let chain = FakeChain::new(0);
+    let running = tokio::spawn({
+        let (settler, chain) = (settler.clone(), chain.clone());
+        async move { settler.run(chain).await }
+    });
+    settler.flush(Duration::from_secs(1)).await;
+    assert_eq!(chain.settled().len(), 1);
+    running.abort();
+}
+
+#[test]
+fn back_off_grows_to_its_bound() {
+    assert_eq!(back_off(RETRY_FIRST, 0), RETRY_FIRST);
+    assert_eq!(back_off(RETRY_FIRST, 2), Duration::from_secs(4));
+    assert_eq!(back_off(RETRY_FIRST, 40), RETRY_LAST);
+}
