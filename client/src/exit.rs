@@ -86,10 +86,10 @@ impl From<&ConnectError> for Exit {
             | ConnectError::CertificateForm(_)
             | ConnectError::Certificate(_)
             | ConnectError::AnotherGuest { .. }
-            | ConnectError::Incomplete
             | ConnectError::Tls(_)
             | ConnectError::Random(_) => Self::Channel,
-            ConnectError::Evidence(_) => Self::Signature,
+            // Nothing was relayed: what would prove the guest is not there.
+            ConnectError::Evidence(_) | ConnectError::Incomplete => Self::Signature,
             ConnectError::LaunchDocument(_) => Self::Policy,
             ConnectError::Refused { refusal, .. } => match refusal.class {
                 RefusalClass::Policy => Self::Policy,

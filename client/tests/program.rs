@@ -184,7 +184,7 @@ async fn what_was_saved_is_judged_again_without_the_node() {
 
     // A refused guest was not asked for fresh evidence: a kinder policy cannot make it up.
     let refused = ["verify", "--offline", "refused", "--policy", "policy.toml"];
-    assert_exit(&world.cocoon(&refused).await, 13);
+    assert_exit(&world.cocoon(&refused).await, 11);
 
     for (file, byte) in [
         ("certificate.der", 900),
