@@ -28,11 +28,12 @@ pub(crate) enum Command {
     /// wallet.
     #[command(after_help = Exit::HELP)]
     Verify(VerifyArgs),
-    /// Verify a node, pay for a request and print the answer
+    /// Verify a node, pay for a request and print the answer; or talk with it, line by line
     ///
     /// Verifies as `cocoon verify` does. Then locks a grant in your deposit (on the local chain the deposit is
     /// filled from its faucet; elsewhere send coins to the address that `cocoon wallet address` prints), sends
-    /// the prompt, prints the answer as it comes and checks the node's signed receipt.
+    /// the prompt, prints the answer as it comes and checks the node's signed receipt. Without a prompt it goes on
+    /// with one question after the other from standard input; the conversation is kept in memory only.
     #[command(after_help = Exit::HELP)]
     Chat(ChatArgs),
     /// Serve OpenAI's API on this machine for any program, through verified nodes only
@@ -123,8 +124,8 @@ pub(crate) struct ChatArgs {
     /// Where the chain's liteservers are: a global.config.json
     #[arg(long, value_name = "FILE")]
     pub(crate) ton_config: PathBuf,
-    /// Cap of a grant that is newly locked for this node: the most that it can draw, gas included. What is not
-    /// used of it serves later requests, and can be withdrawn after a day
+    /// Cap of a grant that is newly locked for this node: the most that it can draw, gas included; and the most that
+    /// a conversation costs. What is not used of a grant serves later requests, and can be withdrawn after a day
     #[arg(long, value_name = "TON", default_value = "1", value_parser = parse_ton)]
     pub(crate) max_ton: u64,
     /// Generated tokens at most; the node's own limit if not given
@@ -139,9 +140,9 @@ pub(crate) struct ChatArgs {
     /// Print one JSON object (verification, answer, receipt, amount, timings) instead of the answer's text
     #[arg(long)]
     pub(crate) json: bool,
-    /// What to say; `-` reads it from standard input. Other users of this machine can see command lines, and
+    /// What to say; `-` reads it from standard input; without it every line of standard input is a question. Other users of this machine can see command lines, and
     /// shells keep them: pass what is private through standard input
-    pub(crate) prompt: String,
+    pub(crate) prompt: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -28,11 +28,8 @@ async fn main() -> ExitCode {
 }
 
 fn report(failure: Failure, json: bool) -> Exit {
+    command::say(&failure);
     let Failure { exit, error } = failure;
-    eprintln!("error: {}", cocoon::plain(&format!("{error:#}"), 4000));
-    if let Some(advice) = exit.advice() {
-        eprintln!("what to do: {advice}");
-    }
     if json && !command::json_printed() {
         command::print_json(&serde_json::json!({
             "verdict": "ERROR",

@@ -275,7 +275,7 @@ impl PaidSession {
     }
 
     /// Whether another request may be sent: the proof is fresh and the connection stands.
-    pub(crate) fn is_usable(&self) -> bool {
+    pub fn is_usable(&self) -> bool {
         self.session.proof.is_fresh(Moment::at(clock::now_s())) && !self.session.connection.http.is_closed()
     }
 

@@ -9,12 +9,14 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use cocoon::{
-    Answer, ChatMessage, ChatOptions, ChatRole, Exit, PROMPT_BYTES_MAX, PaidSession, Purse, Session, Wallet,
-    need_nano,
+    Answer, ChatMessage, ChatOptions, ChatRole, Deadlines, Exit, PROMPT_BYTES_MAX, PaidSession, Purse,
+    Session, Verifier, Wallet, need_nano,
 };
+use cocoon_settlement::GlobalConfig;
+use cocoon_verify::Policy;
 use serde_json::{Value, json};
 
-use super::{Failure, ton, verify};
+use super::{Failure, conversation::Conversation, ton, verify};
 use crate::cli::ChatArgs;
 
 /// Milliseconds of each stage.
@@ -27,7 +29,18 @@ struct Timings {
 pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let policy = super::load_policy(&args.target.terms)?;
     let config = super::load_ton_config(&args.ton_config)?;
-    let prompt = prompt(&args.prompt, io::stdin())?;
+    let prompt = match &args.prompt {
+        Some(argument) => Some(prompt(argument, io::stdin())?),
+        None if args.json || args.receipt_out.is_some() => {
+            return Err(Failure::usage(anyhow!(
+                "--json and --receipt-out are for one answer: give a prompt, or `-`"
+            )));
+        }
+        None => None,
+    };
+    let Some(prompt) = prompt else {
+        return converse(args, policy, &config).await;
+    };
 
     let started = Instant::now();
     let session = match verify::connect(&args.target, &policy).await? {
@@ -73,6 +86,40 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
         print_receipt(&answer, &paid, timings);
     }
     Ok(())
+}
+
+/// Verifies first, says so, and opens the wallet only then.
+async fn converse(args: &ChatArgs, policy: Policy, config: &GlobalConfig) -> Result<(), Failure> {
+    let floors = super::floors(&args.target.terms, &policy)?;
+    let url = &args.target.url;
+    let verifier = Verifier::new(policy.clone(), floors, Deadlines::default()).map_err(Failure::of)?;
+    let session = verifier.connect(url).await.map_err(|error| refuse(args, error))?;
+    super::accept(&args.target.terms, &policy, session.guest())?;
+    let (verdict, warning) = if session.guest().is_simulated() {
+        ("SIMULATED", ": whoever runs the host can read this conversation")
+    } else {
+        ("PASS", "")
+    };
+    let model = cocoon::plain(&session.launch().model.name, 80);
+    eprintln!("{url}: {verdict}{warning}; model {model}");
+
+    let options = options(args, &session)?;
+    let need_nano = need_nano(session.launch(), options.output_tokens_max).map_err(Failure::of)?;
+    Purse::check_terms(session.proof()).map_err(Failure::of)?;
+    let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
+    let network = session.launch().settlement.network;
+    let purse = Purse::open(wallet, config, network).await.map_err(Failure::of)?;
+    let conversation = Conversation {
+        args,
+        verifier,
+        purse,
+        options,
+        need_nano,
+        said: vec![],
+        spent_nano: 0,
+        paid: None,
+    };
+    conversation.run().await
 }
 
 fn refuse(args: &ChatArgs, error: cocoon::ConnectError) -> Failure {
@@ -125,14 +172,14 @@ fn options(args: &ChatArgs, session: &Session) -> Result<ChatOptions, Failure> {
 }
 
 /// Prints an answer while it comes.
-struct Printer {
+pub(super) struct Printer {
     active: bool,
     terminal: bool,
     at_line_start: bool,
 }
 
 impl Printer {
-    fn new(active: bool) -> Self {
+    pub(super) fn new(active: bool) -> Self {
         Self {
             active,
             terminal: io::stdout().is_terminal(),
@@ -140,7 +187,7 @@ impl Printer {
         }
     }
 
-    fn print(&mut self, text: &str) {
+    pub(super) fn print(&mut self, text: &str) {
         if !self.active || text.is_empty() {
             return;
         }
@@ -156,7 +203,7 @@ impl Printer {
         self.active = written.and_then(|()| out.flush()).is_ok();
     }
 
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if !self.at_line_start {
             self.print("\n");
         }

@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 mod chat;
+mod conversation;
 mod deposit;
 mod proxy;
 mod verify;
@@ -56,6 +57,14 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Wallet(command) => wallet::run(&command),
         Command::Deposit(DepositCommand::Status(args)) => deposit::status(&args).await,
         Command::Deposit(DepositCommand::Withdraw(args)) => deposit::withdraw(&args).await,
+    }
+}
+
+/// For people: what failed, why, and what to do about it.
+pub(crate) fn say(failure: &Failure) {
+    eprintln!("error: {}", cocoon::plain(&format!("{:#}", failure.error), 4000));
+    if let Some(advice) = failure.exit.advice() {
+        eprintln!("what to do: {advice}");
     }
 }
 

@@ -356,6 +356,8 @@ pub(crate) struct ChatScript {
     pub(crate) gate: Option<Arc<Semaphore>>,
     /// Refuses with this status.
     pub(crate) refuse: Option<StatusCode>,
+    /// Refuses longer conversations, as a guest does whose model's context is full.
+    pub(crate) messages_max: Option<usize>,
 }
 
 /// What the node does.
@@ -631,6 +633,10 @@ impl Session {
             return status(refused, "refused by script");
         }
         let request: serde_json::Value = serde_json::from_slice(body).unwrap();
+        let messages = request["messages"].as_array().map_or(0, Vec::len);
+        if script.messages_max.is_some_and(|max| messages > max) {
+            return status(StatusCode::BAD_REQUEST, "the conversation is too long");
+        }
         let id = format!("chatcmpl-{}", self.state.requests.lock().unwrap().len());
         let content_key = ContentKey([3; 32]);
         let receipt = || self.receipt(&id, &grant.grant, body, &content_key);
