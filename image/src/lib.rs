@@ -7,6 +7,7 @@
 
 pub mod builder;
 pub mod command;
+pub mod compare;
 pub mod crates;
 pub mod erofs;
 pub mod firmware;

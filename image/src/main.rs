@@ -9,14 +9,16 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cocoon_image::{model, sandbox};
 
-use crate::cli::{BuildArguments, EnterArguments, LockCommand, PartArguments};
+use crate::cli::{BuildArguments, EnterArguments, LockCommand, PartArguments, VerifyArguments};
 
 mod cli;
+
+const DIFFERENT: u8 = 4;
 
 /// Builds the guest image that runs inside the confidential virtual machine, and packs models for it.
 ///
 /// Exit codes: 0 done; 1 the build failed; 2 wrong usage; 3 something has to be installed or fetched first
-/// (the message says what).
+/// (the message says what); 4 of `verify`: the images differ.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -36,6 +38,9 @@ enum Command {
     Model(ModelCommand),
     /// Build one part of a release image in the builder root: the same bytes for everybody.
     Part(PartArguments),
+    /// Build an image again from this source tree and compare every file with the one in DIR. Says where they
+    /// differ first; exit code 4: they do.
+    Verify(VerifyArguments),
     #[command(name = sandbox::SUBCOMMAND, hide = true)]
     Enter(EnterArguments),
 }
@@ -63,6 +68,10 @@ fn main() -> ExitCode {
         Command::Part(arguments) => cli::part(&arguments),
         Command::Enter(arguments) => return cli::enter(&arguments),
         Command::Lock(command) => cli::lock(command),
+        Command::Verify(arguments) => match cli::verify(arguments) {
+            Ok(false) => return ExitCode::from(DIFFERENT),
+            same => same.map(|_| ()),
+        },
         Command::Model(ModelCommand::Pack { folder, out, name }) => pack(&folder, &out, name),
     };
     let Err(error) = result else {

@@ -1,6 +1,6 @@
 //! `cocoon-image build`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -39,22 +39,11 @@ enum Profile {
 
 pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
     let progress = Progress::start();
-    let (cache, source) = (arguments.inputs.cache()?, arguments.inputs.source()?);
-    let libtorch = arguments.libtorch.unwrap_or_else(|| cache.join(LIBTORCH));
-    let out = arguments.out;
-    let request = Request {
-        profile: match arguments.profile {
-            Profile::Dev => ImageProfile::Dev,
-        },
-        out: out.clone(),
-        inputs: arguments.inputs.sources(&Lock::load(&source)?)?,
-        places: Places {
-            source,
-            cache,
-            libtorch: std::path::absolute(libtorch).context("--libtorch")?,
-        },
+    let profile = match arguments.profile {
+        Profile::Dev => ImageProfile::Dev,
     };
-    match image::build(&request, &progress)? {
+    let out = arguments.out;
+    match rebuild(profile, &out, arguments.libtorch, &arguments.inputs, &progress)? {
         Outcome::Unchanged => progress.stage(&format!(
             "{} is up to date: it was made from the same inputs",
             out.display()
@@ -73,4 +62,27 @@ pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Builds an image of a profile into a folder.
+pub(crate) fn rebuild(
+    profile: ImageProfile,
+    out: &Path,
+    libtorch: Option<PathBuf>,
+    inputs: &InputArguments,
+    progress: &Progress,
+) -> anyhow::Result<Outcome> {
+    let (cache, source) = (inputs.cache()?, inputs.source()?);
+    let libtorch = libtorch.unwrap_or_else(|| cache.join(LIBTORCH));
+    let request = Request {
+        profile,
+        out: out.to_owned(),
+        inputs: inputs.sources(&Lock::load(&source)?)?,
+        places: Places {
+            source,
+            cache,
+            libtorch: std::path::absolute(libtorch).context("--libtorch")?,
+        },
+    };
+    Ok(image::build(&request, progress)?)
 }

@@ -1,0 +1,514 @@
+//! Compares two finished images, byte by byte, and says where they differ first.
+//!
+//! One of them is somebody's claim: its manifest is believed only for where to look. What is compared are the
+//! files' bytes. Content of the root's files lies where [`crate::erofs`] puts it: last before the hash tree, in
+//! path order, each from a block boundary.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use cocoon_measurements::{FileEntry, Manifest, ManifestError};
+use serde_json::Value;
+
+use crate::verity::BLOCK_BYTES;
+
+const MANIFEST: &str = "manifest.json";
+const BUFFER_BYTES: usize = 1 << 20;
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+
+/// How one file of the first image stands to that of the second.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// Its name in the image's folder.
+    pub file: String,
+    /// None: they are the same.
+    pub difference: Option<Difference>,
+}
+
+/// What differs.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// From the first to the last differing byte; to the end of the longer one, if one is longer.
+    Bytes {
+        /// In the whole file.
+        range: Range<u64>,
+        /// In the root file system.
+        inside: Option<Inside>,
+    },
+    /// A field of the manifest.
+    Field(String),
+}
+
+/// A place in a root file system.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// In a file's content.
+    File {
+        /// Absolute path in the guest.
+        path: String,
+        /// None: only one of the images has the file.
+        range: Option<Range<u64>>,
+    },
+    /// Superblock, inodes or directories.
+    Metadata,
+    /// The dm-verity tree.
+    HashTree,
+}
+
+/// Why images cannot be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// A manifest.
+    #[error("there is no usable image in {}", folder.display())]
+    Manifest {
+        /// Of the image.
+        folder: PathBuf,
+        /// Why.
+        source: Box<ManifestError>,
+    },
+    /// A file.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for Compared {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, difference } = self;
+        match difference {
+            None => write!(to, "{file}: the same"),
+            Some(Difference::Field(field)) => write!(to, "{file}: DIFFERS in {field}"),
+            Some(Difference::Bytes { range, inside }) => {
+                write!(
+                    to,
+                    "{file}: DIFFERS in bytes {} to {}",
+                    range.start,
+                    range.end - 1
+                )?;
+                match inside {
+                    None => Ok(()),
+                    Some(Inside::Metadata) => write!(to, ", first in the file system's metadata"),
+                    Some(Inside::HashTree) => write!(to, ", first in the hash tree"),
+                    Some(Inside::File { path, range: None }) => write!(to, ", first {path}: only one has it"),
+                    Some(Inside::File {
+                        path,
+                        range: Some(range),
+                    }) => {
+                        write!(to, ", first {path}, bytes {} to {}", range.start, range.end - 1)
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Compares all artifacts that the first image's manifest names, then the manifests.
+///
+/// # Errors
+/// See [`CompareError`].
+pub fn compare(left: &Path, right: &Path) -> Result<Vec<Compared>, CompareError> {
+    let (one, other) = (Image::load(left)?, Image::load(right)?);
+    let mut all = Vec::new();
+    let pairs = one.manifest.artifacts.named().into_iter();
+    for ((name, artifact), (_, counterpart)) in pairs.zip(other.manifest.artifacts.named()) {
+        let (a, b) = (
+            one.folder.join(&artifact.file),
+            other.folder.join(&counterpart.file),
+        );
+        let range = differing(open(&a)?, open(&b)?).map_err(|source| read_error(&a, source))?;
+        let difference = match range {
+            None => None,
+            Some(range) if name == "root" => {
+                let inside = inside(&one, &other, &a, &b, range.start)?;
+                Some(Difference::Bytes {
+                    range,
+                    inside: Some(inside),
+                })
+            }
+            Some(range) => Some(Difference::Bytes { range, inside: None }),
+        };
+        all.push(Compared {
+            file: artifact.file.clone(),
+            difference,
+        });
+    }
+    let value = |image: &Image| serde_json::to_value(&image.manifest).expect("plain data");
+    all.push(Compared {
+        file: MANIFEST.into(),
+        difference: differing_field(&value(&one), &value(&other)).map(Difference::Field),
+    });
+    Ok(all)
+}
+
+struct Image {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+impl Image {
+    fn load(folder: &Path) -> Result<Self, CompareError> {
+        let manifest = Manifest::load(&folder.join(MANIFEST)).map_err(|source| CompareError::Manifest {
+            folder: folder.to_owned(),
+            source: Box::new(source),
+        })?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            manifest,
+        })
+    }
+
+    fn entry(&self, path: &str) -> Option<&FileEntry> {
+        self.manifest.files.iter().find(|entry| entry.path == path)
+    }
+
+    /// Where each file's content begins, as far as the manifest makes sense, and the first of them.
+    fn contents(&self) -> (Vec<(&FileEntry, u64)>, u64) {
+        let files = self.manifest.files.iter();
+        let mut files: Vec<_> = files.filter(|entry| entry.mode.0 & S_IFMT == S_IFREG).collect();
+        files.sort_by(|a, b| a.path.split('/').cmp(b.path.split('/')));
+        let mut next = self.tree_start();
+        let mut found = Vec::new();
+        for entry in files.into_iter().rev() {
+            let blocks = entry.bytes.div_ceil(BLOCK_BYTES as u64);
+            let Some(start) = blocks
+                .checked_mul(BLOCK_BYTES as u64)
+                .and_then(|bytes| next.checked_sub(bytes))
+            else {
+                break;
+            };
+            next = start;
+            found.push((entry, start));
+        }
+        (found, next)
+    }
+
+    fn tree_start(&self) -> u64 {
+        self.manifest
+            .root_verity
+            .data_blocks
+            .saturating_mul(BLOCK_BYTES as u64)
+    }
+
+    fn start_of(&self, path: &str) -> Option<u64> {
+        let (contents, _) = self.contents();
+        contents
+            .iter()
+            .find(|(entry, _)| entry.path == path)
+            .map(|(_, start)| *start)
+    }
+
+    /// What lies at an offset of the root.
+    fn at(&self, offset: u64) -> Inside {
+        if offset >= self.tree_start() {
+            return Inside::HashTree;
+        }
+        let (contents, _) = self.contents();
+        let holder = contents.iter().find(|(_, start)| *start <= offset);
+        holder.map_or(Inside::Metadata, |(entry, start)| Inside::File {
+            path: entry.path.clone(),
+            range: Some(offset - start..offset - start + 1),
+        })
+    }
+}
+
+/// The first file in which two roots differ. A file that is longer in one moves all that follow, so the lists are
+/// asked first; where they agree, one of the manifests is not true, and the offset decides.
+fn inside(one: &Image, other: &Image, a: &Path, b: &Path, offset: u64) -> Result<Inside, CompareError> {
+    let paths = one.manifest.files.iter().chain(&other.manifest.files);
+    let changed = paths
+        .map(|entry| entry.path.as_str())
+        .find(|path| one.entry(path) != other.entry(path));
+    let Some(path) = changed else {
+        return Ok(one.at(offset));
+    };
+    let (Some(x), Some(y)) = (one.entry(path), other.entry(path)) else {
+        return Ok(Inside::File {
+            path: path.to_owned(),
+            range: None,
+        });
+    };
+    let (Some(from), Some(to)) = (one.start_of(path), other.start_of(path)) else {
+        return Ok(one.at(offset));
+    };
+    let range =
+        differing(part(a, from, x.bytes)?, part(b, to, y.bytes)?).map_err(|source| read_error(a, source))?;
+    Ok(match range {
+        // Only its mode differs, or the list says something untrue.
+        None => one.at(offset),
+        range => Inside::File {
+            path: path.to_owned(),
+            range,
+        },
+    })
+}
+
+fn open(path: &Path) -> Result<File, CompareError> {
+    File::open(path).map_err(|source| read_error(path, source))
+}
+
+fn part(path: &Path, start: u64, bytes: u64) -> Result<impl Read, CompareError> {
+    let mut file = open(path)?;
+    file.seek(SeekFrom::Start(start))
+        .map_err(|source| read_error(path, source))?;
+    Ok(file.take(bytes))
+}
+
+/// From the first to the last difference; none if both are the same.
+fn differing(a: impl Read, b: impl Read) -> io::Result<Option<Range<u64>>> {
+    let mut a = BufReader::with_capacity(BUFFER_BYTES, a);
+    let mut b = BufReader::with_capacity(BUFFER_BYTES, b);
+    let (mut at, mut found) = (0, None::<Range<u64>>);
+    loop {
+        let (x, y) = (a.fill_buf()?, b.fill_buf()?);
+        let common = x.len().min(y.len());
+        // Where one has ended, all that the other has left differs.
+        let used = if common == 0 { x.len().max(y.len()) } else { common };
+        if used == 0 {
+            return Ok(found);
+        }
+        if common == 0 || x[..used] != y[..used] {
+            let differs = |index: &usize| common == 0 || x[*index] != y[*index];
+            let first = (0..used).find(differs).expect("something differs") as u64;
+            let last = (0..used).rfind(differs).expect("something differs") as u64;
+            let start = found.map_or(at + first, |range: Range<u64>| range.start);
+            found = Some(start..at + last + 1);
+        }
+        let (left, right) = (used.min(x.len()), used.min(y.len()));
+        a.consume(left);
+        b.consume(right);
+        at += used as u64;
+    }
+}
+
+/// The path of the first value that differs, in the order of the names.
+fn differing_field(a: &Value, b: &Value) -> Option<String> {
+    let below = |name: &str, x: &Value, y: &Value| {
+        differing_field(x, y).map(|rest| format!("{name}.{rest}").trim_end_matches('.').to_owned())
+    };
+    let nothing = Value::Null;
+    match (a, b) {
+        _ if a == b => None,
+        (Value::Object(a), Value::Object(b)) => {
+            let names = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name)));
+            let value =
+                |of: &serde_json::Map<String, Value>, name: &str| of.get(name).cloned().unwrap_or_default();
+            names
+                .into_iter()
+                .find_map(|name| below(name, &value(a, name), &value(b, name)))
+        }
+        (Value::Array(a), Value::Array(b)) => (0..a.len().max(b.len())).find_map(|index| {
+            let (x, y) = (a.get(index).unwrap_or(&nothing), b.get(index).unwrap_or(&nothing));
+            below(&index.to_string(), x, y)
+        }),
+        _ => Some(String::new()),
+    }
+}
+
+fn read_error(path: &Path, source: io::Error) -> CompareError {
+    CompareError::Read {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _};
+
+    use cocoon_evidence::Digest32;
+    use cocoon_measurements::{Artifact, Artifacts, FileMode, ImageProfile};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::erofs::{Content, Tree};
+
+    /// A whole small image: firmware, kernel, and a root with these files.
+    fn image(files: &[(&str, &[u8])]) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        fs::write(place("firmware.fd"), [7; 5000]).unwrap();
+        fs::write(place("kernel"), [8; 5000]).unwrap();
+        let mut tree = Tree::default();
+        tree.add_directory("/dev").unwrap();
+        for (path, content) in files {
+            tree.add_file(path, 0o755, Content::Bytes(content.to_vec()))
+                .unwrap();
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(place("root.img"))
+            .unwrap();
+        let (sealed, entries) = tree.write(file, "root").unwrap();
+        let artifact = |name: &str| Artifact::of_file(&place(name)).unwrap();
+        let manifest = Manifest {
+            version: 1,
+            profile: ImageProfile::Cpu,
+            command_line: format!(
+                "dm-mod.create=\"root,,0,ro,0 8 verity {} 0\"",
+                sealed.verity.table("/dev/vda")
+            ),
+            artifacts: Artifacts {
+                firmware: artifact("firmware.fd"),
+                kernel: artifact("kernel"),
+                root: artifact("root.img"),
+            },
+            root_verity: sealed.verity,
+            inputs: BTreeMap::new(),
+            input_digest: Digest32::of(b"inputs"),
+            files: entries
+                .into_iter()
+                .map(|entry| FileEntry {
+                    source: "test".into(),
+                    path: entry.path,
+                    mode: FileMode(entry.mode),
+                    bytes: entry.bytes,
+                    sha256: entry.sha256,
+                })
+                .collect(),
+        };
+        fs::write(place(MANIFEST), serde_json::to_string(&manifest).unwrap()).unwrap();
+        dir
+    }
+
+    const FILES: [(&str, &[u8]); 4] = [
+        ("/init", &[1; 9000]),
+        ("/lib/x86_64-linux-gnu/libc.so", &[2; 100]),
+        ("/lib-of-another-order", &[3; 4096]),
+        ("/usr/bin/engine", &[4; 20_000]),
+    ];
+
+    fn lines(one: &TempDir, other: &TempDir) -> Vec<String> {
+        let compared = compare(one.path(), other.path()).unwrap();
+        compared.iter().map(Compared::to_string).collect()
+    }
+
+    fn flip(dir: &TempDir, file: &str, offset: u64) {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(dir.path().join(file))
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    }
+
+    #[test]
+    fn two_builds_of_the_same_are_the_same() {
+        let same = ["firmware.fd", "kernel", "root.img", "manifest.json"];
+        assert_eq!(
+            lines(&image(&FILES), &image(&FILES)),
+            same.map(|file| format!("{file}: the same"))
+        );
+    }
+
+    #[test]
+    fn a_flipped_byte_of_firmware_or_kernel_is_found() {
+        for (line, file) in ["firmware.fd", "kernel"].into_iter().enumerate() {
+            let (one, other) = (image(&FILES), image(&FILES));
+            flip(&one, file, 4321);
+            assert_eq!(
+                lines(&one, &other)[line],
+                format!("{file}: DIFFERS in bytes 4321 to 4321")
+            );
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_of_the_root_is_found_in_its_file_though_the_manifest_keeps_silent() {
+        let other = image(&FILES);
+        let whole = fs::read(other.path().join("root.img")).unwrap();
+        for (path, content) in FILES {
+            let one = image(&FILES);
+            let start = whole
+                .windows(content.len())
+                .position(|window| window == content)
+                .unwrap() as u64;
+            let last = content.len() as u64 - 1;
+            flip(&one, "root.img", start + last);
+            let found = lines(&one, &other).remove(2);
+            assert!(
+                found.ends_with(&format!(", first {path}, bytes {last} to {last}")),
+                "{found}"
+            );
+        }
+        for (offset, place) in [
+            (1024, "metadata"),
+            (4096, "metadata"),
+            (whole.len() as u64 - 1, "hash tree"),
+        ] {
+            let one = image(&FILES);
+            flip(&one, "root.img", offset);
+            let found = lines(&one, &other).remove(2);
+            assert!(found.ends_with(place), "{found}");
+        }
+    }
+
+    #[test]
+    fn another_program_is_named_though_everything_behind_it_has_moved() {
+        let mut changed = FILES;
+        changed[0].1 = &[1; 30_000];
+        let found = lines(&image(&changed), &image(&FILES));
+        assert!(
+            found[2].ends_with("first /init, bytes 9000 to 29999"),
+            "{}",
+            found[2]
+        );
+        assert!(found[3].starts_with("manifest.json: DIFFERS in "), "{}", found[3]);
+    }
+
+    #[test]
+    fn a_file_that_only_one_has_is_named() {
+        let more = [&FILES[..], &[("/usr/bin/sh", b"shell")]].concat();
+        for (one, other) in [(&more[..], &FILES[..]), (&FILES[..], &more[..])] {
+            let found = lines(&image(one), &image(other)).remove(2);
+            assert!(found.ends_with("first /usr/bin/sh: only one has it"), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_cut_or_missing_file_is_found() {
+        let (one, other) = (image(&FILES), image(&FILES));
+        File::options()
+            .write(true)
+            .open(one.path().join("kernel"))
+            .unwrap()
+            .set_len(4000)
+            .unwrap();
+        assert_eq!(lines(&one, &other)[1], "kernel: DIFFERS in bytes 4000 to 4999");
+        fs::remove_file(one.path().join("kernel")).unwrap();
+        assert!(matches!(
+            compare(one.path(), other.path()),
+            Err(CompareError::Read { .. })
+        ));
+    }
+
+    #[test]
+    fn a_manifest_that_claims_absurd_lengths_is_no_panic() {
+        let (one, other) = (image(&FILES), image(&FILES));
+        let path = one.path().join(MANIFEST);
+        let mut manifest = Manifest::load(&path).unwrap();
+        for entry in &mut manifest.files {
+            entry.bytes = u64::MAX;
+        }
+        fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
+        flip(&one, "root.img", 4096);
+        let found = lines(&one, &other);
+        assert!(
+            found[2].contains("DIFFERS") && found[3].contains("files."),
+            "{found:?}"
+        );
+    }
+}
