@@ -11,7 +11,7 @@ use std::{
 /// Lines of a failed program's output that the error repeats.
 const TAIL_LINES: usize = 20;
 /// Tools and the Debian package each comes in.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("/usr/lib/apt/apt-helper", "apt"),
     ("apt-get", "apt"),
     ("bc", "bc"),
@@ -22,6 +22,7 @@ const PACKAGES: [(&str, &str); 15] = [
     ("gcc", "gcc"),
     ("ld", "binutils"),
     ("make", "make"),
+    ("python3", "python3-pip"),
     ("strip", "binutils"),
     ("tar", "tar"),
     ("unshare", "util-linux"),

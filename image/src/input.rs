@@ -1,6 +1,6 @@
 //! Finds locked inputs. In this order: a folder that the user names, the cache, the pools of the system's
-//! configured Debian mirrors, Debian's archive of old versions, a bundle of the user's own. Where a file comes
-//! from does not matter, its hash does.
+//! configured Debian mirrors and Debian's archive of old versions (for a wheel: pip's configured index), a bundle
+//! of the user's own. Where a file comes from does not matter, its hash does.
 
 use std::{
     cell::OnceCell,
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     command::{self, CommandError},
-    lock::LockedInput,
+    lock::{Kind, LockedInput, Wheel},
 };
 
 /// Debian's own archive of everything that was ever in a suite.
@@ -71,8 +71,8 @@ pub enum InputError {
     },
     /// It is nowhere.
     #[error(
-        "{file} (SHA-256 {sha256}) is not at hand, and nothing that was asked has {pool}/{file}; put the file \
-         into {} or name its folder in COCOON_INPUTS{reasons}",
+        "{file} (SHA-256 {sha256}) is not at hand, and nothing that was asked has {wanted}; put the file into {} or \
+         name its folder in COCOON_INPUTS{reasons}",
         folder.display()
     )]
     Missing {
@@ -80,8 +80,8 @@ pub enum InputError {
         file: String,
         /// The locked hash.
         sha256: Digest32,
-        /// Its folder on a mirror.
-        pool: String,
+        /// What its publishers were asked for.
+        wanted: Box<str>,
         /// Where it may be put.
         folder: Box<Path>,
         /// What each address answered, ready for printing.
@@ -141,13 +141,17 @@ impl Sources {
             .map_err(|source| unusable(&folder, source))?;
         let fetched = work.path().join(&input.file);
         let mut reasons = String::new();
-        let found = self.addresses(input).iter().any(|address| {
-            let failed = fetch(address, input, &fetched).err();
-            failed.iter().for_each(|error| reasons += &format!("\n{error}"));
-            failed.is_none()
-        });
+        let mut answered = |answer: Result<(), CommandError>| {
+            answer.map_err(|error| reasons += &format!("\n{error}")).is_ok()
+        };
+        let mut addresses = self.addresses(input).into_iter();
+        let found = (input.kind == Kind::Wheel && answered(fetch_wheel(input, work.path())))
+            || addresses.any(|address| answered(fetch(&address, input, &fetched)));
         if !found {
             return Err(self.missing(input, &reasons));
+        }
+        if !fetched.is_file() {
+            return Err(self.missing(input, "\npip fetched another file"));
         }
         check(input, &fetched)?;
         let path = folder.join(&input.file);
@@ -162,7 +166,10 @@ impl Sources {
         InputError::Missing {
             file: input.file.clone(),
             sha256: input.sha256,
-            pool: input.pool.clone(),
+            wanted: match input.kind {
+                Kind::Debian => format!("{}/{}", input.pool, input.file).into(),
+                Kind::Wheel => format!("the wheel {} {}", input.name, input.version).into(),
+            },
             folder: self.folder().into(),
             reasons: reasons.into(),
         }
@@ -170,6 +177,10 @@ impl Sources {
 
     fn addresses(&self, input: &LockedInput) -> Vec<String> {
         let LockedInput { pool, file, .. } = input;
+        let bundle = self.bundle.iter().map(|bundle| format!("{bundle}/{file}"));
+        if input.kind == Kind::Wheel {
+            return bundle.collect();
+        }
         // Without apt there are no mirrors; the other addresses may still do.
         let mirrors = self.mirrors.get_or_init(|| mirrors().unwrap_or_default());
         let mut addresses: Vec<_> = mirrors
@@ -182,7 +193,7 @@ impl Sources {
             None => format!("{}/archive/debian/{}/{pool}/{file}", self.archive, self.snapshot),
         };
         addresses.push(archived);
-        addresses.extend(self.bundle.iter().map(|bundle| format!("{bundle}/{file}")));
+        addresses.extend(bundle);
         addresses
     }
 
@@ -250,6 +261,23 @@ fn fetch(address: &str, input: &LockedInput, to: &Path) -> Result<(), CommandErr
     apt.args(["download-file", address]);
     apt.arg(to).arg(format!("SHA256:{}", input.sha256));
     command::run(&mut apt, None).map(|_| ())
+}
+
+/// pip knows the index and proxies that the system is configured for. The tags are spelled out, so that every
+/// python3 fetches the same file.
+fn fetch_wheel(input: &LockedInput, folder: &Path) -> Result<(), CommandError> {
+    let wheel = Wheel::parse(&input.file).expect("the lock was checked");
+    let (implementation, version) = wheel.python.split_at(2);
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet"]);
+    pip.args(["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--dest"]);
+    pip.arg(folder).args(["--implementation", implementation]);
+    pip.args(["--python-version", version, "--abi", wheel.abi]);
+    for platform in wheel.platforms.split('.') {
+        pip.args(["--platform", platform]);
+    }
+    pip.arg(format!("{}=={}", wheel.name, wheel.version));
+    command::run(&mut pip, None).map(|_| ())
 }
 
 fn check(input: &LockedInput, path: &Path) -> Result<(), InputError> {

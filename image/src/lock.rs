@@ -56,12 +56,32 @@ pub struct Builder {
     pub packages: Vec<LockedInput>,
 }
 
+/// Who publishes an input, and so how it is fetched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Debian: a file of a mirror's pool.
+    #[default]
+    Debian,
+    /// A Python package index, which pip knows: a wheel.
+    Wheel,
+}
+
+impl Kind {
+    fn is_debian(&self) -> bool {
+        *self == Self::Debian
+    }
+}
+
 /// One file of exactly known content.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedInput {
     /// What the builder calls it.
     pub name: String,
+    /// Who publishes it.
+    #[serde(default, skip_serializing_if = "Kind::is_debian")]
+    pub kind: Kind,
     /// For people.
     pub version: String,
     /// Debian architecture, `source` for source archives.
@@ -70,7 +90,8 @@ pub struct LockedInput {
     pub bytes: u64,
     /// Of the whole file.
     pub sha256: Digest32,
-    /// Its folder on a Debian mirror.
+    /// Its folder on a Debian mirror; empty for what is not from there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pool: String,
     /// File name.
     pub file: String,
@@ -78,6 +99,39 @@ pub struct LockedInput {
     /// Only a name: what decides is `sha256`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive_sha1: Option<String>,
+}
+
+/// What a wheel's file name says (PyPA, binary distribution format).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wheel<'a> {
+    /// Of the package.
+    pub name: &'a str,
+    /// Of the package.
+    pub version: &'a str,
+    /// For example `cp311`.
+    pub python: &'a str,
+    /// For example `cp311` or `none`.
+    pub abi: &'a str,
+    /// For example `manylinux_2_28_x86_64`; several are joined by dots.
+    pub platforms: &'a str,
+}
+
+impl<'a> Wheel<'a> {
+    /// Takes a file name apart; none if it is no wheel's.
+    pub fn parse(file: &'a str) -> Option<Self> {
+        let parts: Vec<_> = file.strip_suffix(".whl")?.split('-').collect();
+        let [name, version, python, abi, platforms] = parts[..] else {
+            return None;
+        };
+        let whole = !parts.contains(&"") && python.len() > 2 && python.is_ascii();
+        whole.then_some(Self {
+            name,
+            version,
+            python,
+            abi,
+            platforms,
+        })
+    }
 }
 
 /// Why a lock cannot be used.
@@ -165,8 +219,16 @@ impl Lock {
             if !is_file_name(&input.file) {
                 return Err(wrong("`file` has to be a plain file name"));
             }
-            if !input.pool.split('/').all(is_file_name) {
-                return Err(wrong("`pool` has to be a relative path of plain names"));
+            match input.kind {
+                Kind::Debian if !input.pool.split('/').all(is_file_name) => {
+                    return Err(wrong("`pool` has to be a relative path of plain names"));
+                }
+                Kind::Wheel if Wheel::parse(&input.file).is_none() => {
+                    return Err(wrong(
+                        "`file` has to be a wheel's name: NAME-VERSION-PYTHON-ABI-PLATFORM.whl",
+                    ));
+                }
+                Kind::Debian | Kind::Wheel => {}
             }
             if input.bytes == 0 || input.bytes > INPUT_BYTES_MAX {
                 return Err(wrong("`bytes` is out of range"));
@@ -251,6 +313,7 @@ pub(crate) mod tests {
     pub(crate) fn locked(content: &[u8]) -> LockedInput {
         LockedInput {
             name: "test".into(),
+            kind: Kind::Debian,
             version: "1".into(),
             arch: "all".into(),
             file: "cocoon-test-input_1_all.deb".into(),
@@ -316,6 +379,25 @@ pub(crate) mod tests {
         }
         for bytes in [0, INPUT_BYTES_MAX + 1] {
             assert!(!check(&|input| input.bytes = bytes), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_wheel_needs_no_pool_and_a_name_that_pip_understands() {
+        let check = |file: &str| {
+            let mut input = locked(b"content");
+            (input.kind, input.pool, input.file) = (Kind::Wheel, String::new(), file.into());
+            let text = format!("{HEAD}{}", render(&builder(vec![input])));
+            Lock::parse(&text).unwrap().check().is_ok()
+        };
+        assert!(check("leaf-1.0-cp311-cp311-manylinux_2_28_x86_64.whl"));
+        for file in [
+            "leaf-1.0.tar.gz",
+            "leaf-1.0-cp311-manylinux.whl",
+            "leaf--cp311-none-any.whl",
+            "--.whl",
+        ] {
+            assert!(!check(file), "{file}");
         }
     }
 

@@ -14,11 +14,13 @@ use crate::{
     builder::BuilderRoot,
     command::{self, CommandError},
     recipe::{Linkage, Program},
-    sandbox::BUILD,
+    sandbox::{BUILD, Bind},
 };
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
+/// Where the builder root sees libtorch.
+const LIBTORCH: &str = "/libtorch";
 
 /// Where things are on this machine.
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ pub struct LockedPlaces<'a> {
     pub source: &'a Path,
     /// What [`crate::crates::vendor`] made.
     pub crates: &'a Path,
+    /// What [`crate::libtorch::LibtorchPlan`] made, for a program that needs it.
+    pub libtorch: Option<&'a Path>,
     /// An empty folder.
     pub build: &'a Path,
     /// How many compilers run at a time.
@@ -83,15 +87,22 @@ pub fn compile_locked(
     from: LockedPlaces,
     log: &Path,
 ) -> Result<PathBuf, CommandError> {
-    let sandbox = builder.sandbox([
+    let mut sandbox = builder.sandbox([
         (from.source, "/source", false),
         (from.crates, "/vendor", false),
         (from.build, BUILD, true),
     ]);
+    sandbox.binds.extend(from.libtorch.map(|folder| Bind {
+        from: folder.to_owned(),
+        to: LIBTORCH.into(),
+        writable: false,
+    }));
     let flags = rust_flags(program.linkage, &[])
         .into_string()
         .expect("plain text");
-    let mut cargo = sandbox.command("/rust/bin/cargo", &[("CARGO_ENCODED_RUSTFLAGS", &flags)]);
+    let mut variables = vec![("CARGO_ENCODED_RUSTFLAGS", flags.as_str())];
+    variables.extend(from.libtorch.map(|_| ("LIBTORCH", LIBTORCH)));
+    let mut cargo = sandbox.command("/rust/bin/cargo", &variables);
     cargo.args([
         "build",
         "--manifest-path",

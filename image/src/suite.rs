@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc2822};
 
 use crate::{
     command::{self, CommandError},
-    lock::{Builder, LockedInput},
+    lock::{Builder, Kind, LockedInput},
 };
 
 /// Debian's keys, from the package debian-archive-keyring.
@@ -176,6 +176,7 @@ fn package(stanza: &str, about: &str) -> Result<LockedInput, SuiteError> {
         .ok_or_else(|| answer("Filename", about))?;
     Ok(LockedInput {
         name: field("Package")?.to_owned(),
+        kind: Kind::Debian,
         version: field("Version")?.to_owned(),
         arch: field("Architecture")?.to_owned(),
         bytes: field("Size")?.parse().map_err(|_| answer("Size", about))?,

@@ -10,20 +10,16 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use cocoon_image::{
     builder::BuilderRoot,
-    crates,
-    firmware::{FirmwarePlan, Platform},
+    firmware::Platform,
     image,
-    input::{Sources, hash_file},
+    input::hash_file,
     lock::Lock,
-    program::{self, LockedPlaces},
     progress::Progress,
-    publish::{WORK_PREFIX, remove_killed},
     recipe::{self, Linkage, Program},
+    workshop::Workshop,
 };
 
 use super::InputArguments;
-
-const AGENT: &str = "cocoon-agent";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PartArguments {
@@ -46,6 +42,8 @@ pub(crate) struct PartArguments {
 enum Part {
     /// The agent, as release images have it: without the simulated platform.
     Agent,
+    /// The engine, linked to libtorch.
+    Engine,
     /// UEFI firmware for Intel TDX.
     FirmwareTdx,
     /// UEFI firmware for AMD SEV-SNP.
@@ -64,19 +62,26 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     let wanted = recipe::builder(&source)?;
     let builder = BuilderRoot::prepare(&lock, &wanted, &sources, &helper, &progress)?;
     progress.stage("builder root: ready");
-    let making = Making {
-        arguments,
+    let workshop = Workshop {
         source: &source,
         lock: &lock,
         sources: &sources,
         builder: &builder,
+        jobs: arguments.jobs.unwrap_or_else(all_cores),
+        fresh: arguments.fresh,
         progress: &progress,
     };
+    workshop.sweep()?;
+    let out = &arguments.out;
     match arguments.part {
-        Part::Agent => making.agent()?,
-        Part::FirmwareTdx => making.firmware(Platform::Tdx)?,
-        Part::FirmwareSnp => making.firmware(Platform::Snp)?,
-        Part::FirmwarePlain => making.firmware(Platform::Plain)?,
+        Part::Agent => deliver(&workshop.program(&agent(), None)?.path, out)?,
+        Part::Engine => {
+            let libtorch = workshop.libtorch()?;
+            deliver(&workshop.program(&engine(), Some(&libtorch))?.path, out)?;
+        }
+        Part::FirmwareTdx => deliver(&workshop.firmware(Platform::Tdx)?, out)?,
+        Part::FirmwareSnp => deliver(&workshop.firmware(Platform::Snp)?, out)?,
+        Part::FirmwarePlain => deliver(&workshop.firmware(Platform::Plain)?, out)?,
     }
     let (bytes, sha256) = hash_file(&arguments.out).context("cannot read what was written")?;
     progress.stage(&format!("{}: {bytes} bytes", arguments.out.display()));
@@ -85,77 +90,35 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What every part is made with.
-struct Making<'a> {
-    arguments: &'a PartArguments,
-    source: &'a Path,
-    lock: &'a Lock,
-    sources: &'a Sources,
-    builder: &'a BuilderRoot,
-    progress: &'a Progress,
+fn agent() -> Program {
+    Program {
+        path: "/init".into(),
+        package: "cocoon-agent".into(),
+        features: vec![],
+        linkage: Linkage::Static,
+    }
 }
 
-impl Making<'_> {
-    fn firmware(&self, platform: Platform) -> anyhow::Result<()> {
-        let plan = FirmwarePlan::new(platform, self.lock, self.builder, self.source)?;
-        let cached = plan.cached(&self.sources.cache);
-        let made = match cached.filter(|_| !self.arguments.fresh) {
-            Some(path) => path,
-            None => {
-                self.progress
-                    .stage("firmware: compiling, about 4 minutes on two cores");
-                plan.build(self.sources, self.builder, self.jobs())?
-            }
-        };
-        self.deliver(&made)
+fn engine() -> Program {
+    Program {
+        path: "/usr/bin/cocoon-engine".into(),
+        package: "cocoon-engine".into(),
+        features: vec![],
+        linkage: Linkage::Dynamic,
     }
+}
 
-    /// Always compiled whole: cargo would trust what an earlier run left.
-    fn agent(&self) -> anyhow::Result<()> {
-        let cache = &self.sources.cache;
-        let home = program::cargo_home();
-        self.progress.stage("agent: checking and unpacking crates");
-        let crates = crates::vendor(self.source, &home, cache)?;
-        let agents = cache.join("agent");
-        let unusable = || format!("cannot use {}", agents.display());
-        fs::create_dir_all(&agents).with_context(unusable)?;
-        remove_killed(&agents).with_context(unusable)?;
-        let work = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(&agents);
-        let build = work.with_context(unusable)?;
-        let log = agents.join("build.log");
-        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
-        let program = Program {
-            path: "/init".into(),
-            package: AGENT.into(),
-            features: vec![],
-            linkage: Linkage::Static,
-        };
-        let places = LockedPlaces {
-            source: self.source,
-            crates: &crates,
-            build: build.path(),
-            jobs: self.jobs(),
-        };
-        self.progress
-            .stage("agent: compiling, about 4 minutes on two cores");
-        let made = program::compile_locked(&program, self.builder, places, &log)
-            .with_context(|| format!("the agent was not built; the whole log is {}", log.display()))?;
-        self.deliver(&made)
-    }
+/// Under its name only when it is complete.
+fn deliver(made: &Path, out: &Path) -> anyhow::Result<()> {
+    let out = std::path::absolute(out).context("--out")?;
+    let failed = || format!("cannot write {}", out.display());
+    let folder = out.parent().with_context(failed)?;
+    let new = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    fs::copy(made, new.path()).with_context(failed)?;
+    new.persist(&out).with_context(failed)?;
+    Ok(())
+}
 
-    /// Under its name only when it is complete.
-    fn deliver(&self, made: &Path) -> anyhow::Result<()> {
-        let out = std::path::absolute(&self.arguments.out).context("--out")?;
-        let failed = || format!("cannot write {}", out.display());
-        let folder = out.parent().with_context(failed)?;
-        let new = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-        fs::copy(made, new.path()).with_context(failed)?;
-        new.persist(&out).with_context(failed)?;
-        Ok(())
-    }
-
-    fn jobs(&self) -> usize {
-        let all = || thread::available_parallelism().map_or(1, usize::from);
-        self.arguments.jobs.unwrap_or_else(all)
-    }
+fn all_cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
