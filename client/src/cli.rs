@@ -165,6 +165,10 @@ pub(crate) struct ProxyArgs {
     /// locked already are used first
     #[arg(long, value_name = "TON", default_value = "1", value_parser = parse_ton)]
     pub(crate) max_ton: u64,
+    /// Serve a page for your browser too, with the verification, the receipts and a chat. Its URL goes to standard
+    /// error; whoever has it can spend as you can
+    #[arg(long)]
+    pub(crate) ui: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -46,7 +46,7 @@ pub use judged::verdict_json;
 pub use pay::{GRANT_LIFETIME_S, PayError, Purse, need_nano};
 pub use plain::plain;
 pub use proof::{FRESH_FOR, Proof};
-pub use proxy::{Fleet, Proxy};
+pub use proxy::{Fleet, PageError, Proxy};
 pub use receipt::ReceiptFault;
 pub use record::{EventFact, Facts, Record, RecordError, Verification};
 pub use seen::{Seen, SeenError};

@@ -107,7 +107,8 @@ pub fn explain(verification: &Verification) -> String {
     text
 }
 
-fn about(name: &str) -> &'static str {
+/// What a row is about, for somebody who has never seen one.
+pub(crate) fn about(name: &str) -> &'static str {
     match name {
         "policy number" => "policies are numbered; one that is older than what you saw before is refused",
         "policy expiry" => {

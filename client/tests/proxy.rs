@@ -4,125 +4,18 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod node;
+mod proxied;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use cocoon::{Deadlines, Fleet, Proxy, Purse, Wallet};
-use cocoon_settlement::{GlobalConfig, LocalChain, LocalChainHandle};
-use cocoon_simulator::SimulatedPlatform;
-use cocoon_verify::Floors;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{Request, StatusCode};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Node, Script, now_s};
+use node::{ANSWER, ChatScript, Guest, Node};
+use proxied::{PROMPT, TON, World, chat, text};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
-
-const PROMPT: &str = "the-secret-prompt";
-const TON: u64 = 1_000_000_000;
-
-/// A platform and a chain.
-struct World {
-    dir: tempfile::TempDir,
-    platform: SimulatedPlatform,
-    _chain: LocalChainHandle,
-}
-
-/// A proxy that serves; ends when dropped.
-struct Served {
-    address: SocketAddr,
-    server: JoinHandle<Infallible>,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-impl World {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let platform = SimulatedPlatform::open_or_create(&dir.path().join("platform"), now_s()).unwrap();
-        let chain = LocalChain::open(dir.path().join("chain")).unwrap();
-        let chain = chain.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        std::fs::write(dir.path().join("ton.json"), chain.global_config().to_json()).unwrap();
-        Self {
-            platform,
-            dir,
-            _chain: chain,
-        }
-    }
-
-    async fn node(&self, chat: ChatScript) -> Node {
-        let mut guest = Guest::boot(&self.platform, 1);
-        let identity = Identity::of(&mut guest, -60, DAY_S);
-        let script = Script {
-            chat,
-            ..Script::default()
-        };
-        Node::serve(guest, &identity, script).await
-    }
-
-    async fn proxy(&self, nodes: &[&Node]) -> Served {
-        self.proxy_with(nodes, 10 * TON).await
-    }
-
-    async fn proxy_with(&self, nodes: &[&Node], max_nano: u64) -> Served {
-        let policy = Guest::boot(&self.platform, 1).policy();
-        let endpoints = nodes.iter().map(|node| node.endpoint.clone());
-        let fleet = Fleet::new(endpoints, &policy, Floors::default(), Deadlines::default()).unwrap();
-        fleet.verify().await;
-        let wallet = Wallet::create(&self.dir.path().join("wallet")).unwrap();
-        let config = GlobalConfig::load(self.dir.path().join("ton.json")).unwrap();
-        let purse = Purse::open(wallet, &config, fleet.network().unwrap())
-            .await
-            .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Served {
-            address: listener.local_addr().unwrap(),
-            server: tokio::spawn(Proxy::new(fleet, purse, max_nano).serve(listener)),
-        }
-    }
-}
-
-impl Served {
-    async fn send(&self, request: hyper::http::request::Builder, body: &Value) -> Response<Incoming> {
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let body = Full::new(Bytes::from(body.to_string()));
-        client.request(request.body(body).unwrap()).await.unwrap()
-    }
-
-    async fn get(&self, path: &str) -> String {
-        let url = format!("http://{}{path}", self.address);
-        let response = self.send(Request::get(url), &Value::Null).await;
-        assert_eq!(response.status(), StatusCode::OK, "{path}");
-        text(response).await
-    }
-
-    async fn get_json(&self, path: &str) -> Value {
-        serde_json::from_str(&self.get(path).await).unwrap()
-    }
-
-    fn post(&self) -> hyper::http::request::Builder {
-        Request::post(format!("http://{}/v1/chat/completions", self.address))
-    }
-
-    async fn chat(&self, stream: bool) -> Response<Incoming> {
-        self.send(self.post(), &chat(stream)).await
-    }
-}
-
-fn chat(stream: bool) -> Value {
-    json!({"model": "cocoon-demo", "stream": stream, "max_tokens": 16,
-           "messages": [{"role": "user", "content": PROMPT}]})
-}
-
-async fn text(response: Response<Incoming>) -> String {
-    let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
+use tokio::sync::Semaphore;
 
 /// The payloads of a stream's events.
 fn events(stream: &str) -> Vec<Value> {
@@ -403,7 +296,7 @@ async fn a_web_page_cannot_ask_or_look() {
 async fn no_more_is_locked_than_allowed() {
     let world = World::new().await;
     let node = world.node(ChatScript::default()).await;
-    let proxy = world.proxy_with(&[&node], TON / 100).await;
+    let proxy = world.proxy_with(&[&node], TON / 100, false).await;
     let refused = proxy.chat(true).await;
     assert_eq!(refused.status(), StatusCode::PAYMENT_REQUIRED);
     let error: Value = serde_json::from_str(&text(refused).await).unwrap();

@@ -36,7 +36,11 @@ pub(super) async fn run(args: &ProxyArgs) -> Result<(), Failure> {
         error: anyhow!("no node is verified"),
     })?;
     let purse = Purse::open(wallet, &config, network).await.map_err(Failure::of)?;
-    let proxy = Proxy::new(fleet, purse, args.max_ton);
+    let mut proxy = Proxy::new(fleet, purse, args.max_ton);
+    if args.ui {
+        let path = proxy.offer_page().context("cannot offer the page of --ui");
+        eprintln!("page: http://{address}{}", path.map_err(Failure::usage)?);
+    }
     eprintln!("OpenAI's API is served at the following base URL; any API key will do");
     println!("http://{address}/v1");
     // A closed pipe is the reader's choice.

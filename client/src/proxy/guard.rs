@@ -1,6 +1,7 @@
 //! Who may speak to the proxy. It listens on loopback, where every web page that is open in a browser can send
 //! requests too, and a request costs coins. A page's own requests carry its Origin; a page whose name was
-//! rebound to 127.0.0.1 carries that name as Host. Pure.
+//! rebound to 127.0.0.1 carries that name as Host. The proxy's own page shows a token: whatever else was ever
+//! loaded from this address and port has its Origin too. Pure.
 
 use std::net::IpAddr;
 
@@ -17,6 +18,10 @@ pub(crate) enum Trespass {
     Host,
     #[error("requests of web pages are refused, other than of the proxy's own")]
     Origin,
+    #[error(
+        "requests of a page need the token of `--ui`: open the URL that cocoon proxy printed when it started"
+    )]
+    Token,
 }
 
 /// Refuses what a web page of somebody else's could have sent.
@@ -40,6 +45,16 @@ pub(crate) fn check(headers: &HeaderMap, uri: &Uri) -> Result<(), Trespass> {
         }
     }
     Ok(())
+}
+
+/// Whether a page sent it. Programs that are no browsers do not say these words; when a user types an address,
+/// `Sec-Fetch-Site` is `none`.
+pub(crate) fn is_of_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN)
+        || headers
+            .get_all("sec-fetch-site")
+            .iter()
+            .any(|site| site != "none")
 }
 
 /// The header's value, if there is exactly one.
@@ -95,6 +110,20 @@ mod tests {
             ("sec-fetch-site", "same-origin"),
         ];
         assert_eq!(judge(&own_page, "/v1/models"), Ok(()));
+    }
+
+    #[test]
+    fn pages_are_told_from_programs_and_from_what_a_user_types() {
+        for (name, value, page) in [
+            ("accept", "text/html", false),
+            ("sec-fetch-site", "none", false),
+            ("sec-fetch-site", "same-origin", true),
+            ("origin", "http://127.0.0.1:8080", true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            assert_eq!(is_of_page(&headers), page, "{name}: {value}");
+        }
     }
 
     #[test]

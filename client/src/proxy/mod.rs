@@ -6,12 +6,13 @@
 //! was delivered.
 //!
 //! What it trusts: programs on this machine, as they share its loopback. It does not trust web pages in their
-//! browsers ([`guard`]).
+//! browsers ([`guard`]), other than its own ([`page`]).
 
 mod choose;
 mod guard;
 mod metrics;
 mod node;
+mod page;
 mod receipts;
 mod relay;
 mod reply;
@@ -25,12 +26,14 @@ use cocoon_protocol::NetworkId;
 use cocoon_verify::{Floors, Policy};
 use serde_json::{Value, json};
 
+pub use self::page::PageError;
 use self::{
     metrics::{Metrics, NodeGauge},
     node::{Health, Node},
+    page::Page,
     receipts::Receipts,
 };
-use crate::{ConnectError, Deadlines, Endpoint, Proof, Purse, Verifier, verdict_json};
+use crate::{ConnectError, Deadlines, Endpoint, Proof, Purse, Verifier, clock, table, verdict_json};
 
 /// Nodes under one policy.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub struct Proxy {
     fleet: Fleet,
     purse: Purse,
     shared: Arc<Shared>,
+    /// Where it is absent, no request of a page is answered.
+    page: Option<Page>,
 }
 
 impl Fleet {
@@ -103,13 +108,44 @@ impl Proxy {
             fleet,
             purse,
             shared: Arc::default(),
+            page: None,
         }
+    }
+
+    /// Serves a page for browsers too, for whoever knows the path that this returns: it holds a new token.
+    ///
+    /// # Errors
+    /// See [`PageError`].
+    pub fn offer_page(&mut self) -> Result<String, PageError> {
+        let page = self.page.insert(Page::new()?);
+        Ok(page.path())
     }
 
     /// What `GET /verification` shows.
     fn verification(&self) -> Value {
         let nodes = self.fleet.nodes.iter();
-        json!({"nodes": nodes.map(|node| node_json(node)).collect::<Vec<_>>()})
+        let nodes: Vec<_> = nodes.map(|node| node_json(node)).collect();
+        json!({"now_s": clock::now_s(), "nodes": nodes, "about": self.meanings()})
+    }
+
+    /// What the rows mean that are shown, by their names.
+    fn meanings(&self) -> Value {
+        let healths = self.fleet.nodes.iter().map(|node| node.health());
+        let mut about = serde_json::Map::new();
+        for health in healths {
+            let proven = health.proof.iter().map(|proof| proof.verification());
+            let refused = health
+                .fault
+                .iter()
+                .filter_map(|fault| fault.verification.as_deref());
+            let reports = proven.chain(refused);
+            let reports =
+                reports.flat_map(|judged| std::iter::once(&judged.certificate).chain(&judged.fresh));
+            for check in reports.flat_map(|report| &report.checks) {
+                about.insert(check.name.to_string(), table::about(&check.name).into());
+            }
+        }
+        about.into()
     }
 
     fn metrics(&self) -> String {

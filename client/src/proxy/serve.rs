@@ -17,7 +17,9 @@ use tokio::{
 };
 
 use super::{
-    Proxy, guard,
+    Proxy,
+    guard::{self, Trespass},
+    page::{self, Page},
     reply::{Body, Reply},
 };
 
@@ -61,11 +63,21 @@ impl Proxy {
     }
 
     async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
-        if let Err(trespass) = guard::check(request.headers(), request.uri()) {
-            self.shared.metrics.trespasses.add(1);
-            return Reply::error(StatusCode::FORBIDDEN, "trespass", &trespass.to_string()).into();
-        }
         let get = request.method() == Method::GET;
+        if let Err(trespass) = guard::check(request.headers(), request.uri()) {
+            return self.refuse(&trespass);
+        }
+        if let Some(page) = self
+            .page
+            .as_ref()
+            .filter(|_| get && request.uri().path() == page::PATH)
+        {
+            return page.response();
+        }
+        let sent = |page: &Page| page.sent(request.headers());
+        if guard::is_of_page(request.headers()) && !self.page.as_ref().is_some_and(sent) {
+            return self.refuse(&Trespass::Token);
+        }
         match request.uri().path() {
             "/v1/chat/completions" if request.method() == Method::POST => match read_body(request).await {
                 Ok(body) => self.chat(body).await,
@@ -75,6 +87,11 @@ impl Proxy {
             path if get => self.show(path).into(),
             _ => wrong_method("GET"),
         }
+    }
+
+    fn refuse(&self, trespass: &Trespass) -> Response<Body> {
+        self.shared.metrics.trespasses.add(1);
+        Reply::error(StatusCode::FORBIDDEN, "trespass", &trespass.to_string()).into()
     }
 
     fn show(&self, path: &str) -> Reply {

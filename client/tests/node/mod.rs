@@ -346,6 +346,8 @@ pub(crate) struct ChatScript {
     pub(crate) change: Option<fn(&mut Receipt)>,
     /// Signs in the guest's stead.
     pub(crate) forger: Option<SigningKey>,
+    /// Says this instead of [`ANSWER`].
+    pub(crate) answer: Option<[&'static str; 3]>,
     /// The text that the client gets is not the one in the receipt.
     pub(crate) other_text: bool,
     /// Ends the stream before the receipt.
@@ -649,7 +651,7 @@ impl Session {
         }
         let chunk = |value: serde_json::Value| format!("data: {value}\n\n");
         let mut pieces = vec![];
-        for text in ANSWER {
+        for text in script.answer.unwrap_or(ANSWER) {
             let text = if script.other_text {
                 text.to_uppercase()
             } else {
@@ -674,6 +676,7 @@ impl Session {
         let guest = self.state.guest.lock().unwrap();
         let mut total = self.state.served.lock().unwrap();
         *total = total.checked_add(TOKENS).unwrap();
+        let said = self.state.script.chat.answer.unwrap_or(ANSWER);
         let mut receipt = Receipt {
             request_id: id.into(),
             model_root_hash: guest.launch.model.verity.root_hash,
@@ -683,7 +686,7 @@ impl Session {
             served: *total,
             served_nano: guest.launch.prices.amount_nano(*total).unwrap(),
             request_commitment: key.commit("request", body),
-            answer_commitment: key.commit("answer", ANSWER.concat().as_bytes()),
+            answer_commitment: key.commit("answer", said.concat().as_bytes()),
             finish_reason: "stop".into(),
         };
         let script = &self.state.script.chat;
