@@ -263,21 +263,28 @@ fn fetch(address: &str, input: &LockedInput, to: &Path) -> Result<(), CommandErr
     command::run(&mut apt, None).map(|_| ())
 }
 
-/// pip knows the index and proxies that the system is configured for. The tags are spelled out, so that every
-/// python3 fetches the same file.
+/// pip knows the index and proxies that the system is configured for.
 fn fetch_wheel(input: &LockedInput, folder: &Path) -> Result<(), CommandError> {
     let wheel = Wheel::parse(&input.file).expect("the lock was checked");
-    let (implementation, version) = wheel.python.split_at(2);
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet"]);
     pip.args(["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--dest"]);
-    pip.arg(folder).args(["--implementation", implementation]);
-    pip.args(["--python-version", version, "--abi", wheel.abi]);
-    for platform in wheel.platforms.split('.') {
-        pip.args(["--platform", platform]);
-    }
-    pip.arg(format!("{}=={}", wheel.name, wheel.version));
+    pip.arg(folder).args(choice(&wheel));
     command::run(&mut pip, None).map(|_| ())
+}
+
+/// pip's options for exactly this wheel: otherwise it takes the one for its own Python.
+fn choice(wheel: &Wheel) -> Vec<String> {
+    let (implementation, version) = wheel.python.split_at(2);
+    let mut options = vec![
+        format!("--implementation={implementation}"),
+        format!("--python-version={version}"),
+        format!("--abi={}", wheel.abi),
+    ];
+    let platforms = wheel.platforms.split('.');
+    options.extend(platforms.map(|platform| format!("--platform={platform}")));
+    options.push(format!("{}=={}", wheel.name, wheel.version));
+    options
 }
 
 fn check(input: &LockedInput, path: &Path) -> Result<(), InputError> {
@@ -405,6 +412,44 @@ mod tests {
         assert!(matches!(sources.find(&input), Err(InputError::Missing { .. })));
         fs::write(archive.path().join("file").join(sha1), b"content").unwrap();
         assert!(sources.find(&input).is_ok());
+    }
+
+    #[test]
+    fn a_wheel_is_chosen_by_its_name_not_by_the_python_that_is_installed() {
+        let choice = |file: &str| choice(&Wheel::parse(file).unwrap()).join(" ");
+        assert_eq!(
+            choice("torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl"),
+            "--implementation=cp --python-version=311 --abi=cp311 --platform=manylinux_2_28_x86_64 \
+             torch==2.11.0"
+        );
+        assert_eq!(
+            choice("leaf_cu13-13.0.1-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"),
+            "--implementation=py --python-version=3 --abi=none --platform=manylinux2014_x86_64 \
+             --platform=manylinux_2_17_x86_64 leaf_cu13==13.0.1"
+        );
+    }
+
+    #[test]
+    fn no_mirror_is_asked_for_a_wheel_and_a_wrong_one_in_the_folder_is_refused() {
+        let (given, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let input = LockedInput {
+            kind: Kind::Wheel,
+            pool: String::new(),
+            file: "leaf-1-py3-none-any.whl".into(),
+            ..locked(b"content")
+        };
+        let mut sources = offline(cache.path(), cache.path());
+        assert!(sources.addresses(&input).is_empty());
+        let text = sources.missing(&input, "").to_string();
+        assert!(text.contains("has the wheel test 1; put the file into"), "{text}");
+        sources.given = Some(given.path().to_owned());
+        fs::write(given.path().join(&input.file), b"CONTENT").unwrap();
+        assert!(matches!(
+            sources.find(&input),
+            Err(InputError::WrongContent { .. })
+        ));
+        fs::write(given.path().join(&input.file), b"content").unwrap();
+        assert_eq!(sources.find(&input).unwrap(), given.path().join(&input.file));
     }
 
     #[test]
