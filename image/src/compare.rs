@@ -367,6 +367,8 @@ mod tests {
             root_verity: sealed.verity,
             inputs: BTreeMap::new(),
             input_digest: Digest32::of(b"inputs"),
+            origin: None,
+            expected: vec![],
             files: entries
                 .into_iter()
                 .map(|entry| FileEntry {

@@ -19,6 +19,7 @@ use crate::{
     kernel::{Fragment, KernelError, KernelPlan},
     library::{self, Library, LibraryError},
     lock::{Lock, LockError},
+    origin::{self, OriginError},
     program::{self, Places},
     progress::Progress,
     publish::{PublishError, Staging},
@@ -108,6 +109,9 @@ pub enum BuildError {
     /// The result contradicts itself: a bug or a bad command line in the recipe.
     #[error("the manifest would be refused by its readers")]
     Manifest(#[from] ManifestError),
+    /// Where the image comes from, or what it measures to.
+    #[error("the manifest cannot be completed")]
+    Origin(#[from] OriginError),
     /// The result cannot be put under its name.
     #[error("the image cannot be put into its place")]
     Publish(#[from] PublishError),
@@ -170,7 +174,8 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Outcome, BuildErr
     );
     inputs.insert("image method".into(), Digest32::of(METHOD.as_bytes()));
     let input_digest = input_digest(&inputs);
-    if is_current(&request.out, request.profile, input_digest) {
+    if let Some(manifest) = current(&request.out, request.profile, input_digest) {
+        origin::refresh(source, &request.out, manifest, None)?;
         return Ok(Outcome::Unchanged);
     }
 
@@ -296,7 +301,7 @@ fn assemble(
         bytes: entry.bytes,
         sha256: entry.sha256,
     });
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         version: 1,
         profile: request.profile,
         command_line: command_line(&recipe.command_line, &sealed.verity),
@@ -312,12 +317,14 @@ fn assemble(
         root_verity: sealed.verity,
         inputs,
         input_digest,
+        origin: Some(origin::of_source(&request.places.source, None)?),
+        expected: vec![],
         files: files.collect(),
     };
+    manifest.expected = origin::expected(&request.places.source, staging.path(), &manifest)?;
     manifest.check()?;
     let path = place("manifest.json");
-    let text = serde_json::to_string_pretty(&manifest).expect("plain data") + "\n";
-    fs::write(&path, text).map_err(|source| file_error(&path, source))?;
+    fs::write(&path, origin::to_json(&manifest)).map_err(|source| file_error(&path, source))?;
     staging.publish()?;
     Ok(manifest)
 }
@@ -343,24 +350,22 @@ fn input_digest(inputs: &BTreeMap<String, Digest32>) -> Digest32 {
     Digest32::of_parts(parts)
 }
 
-/// Whether an image from the same inputs is in place. Lengths are compared, hashes are not: whoever boots the
+/// The image in place, if it is from the same inputs. Lengths are compared, hashes are not: whoever boots the
 /// image compares those.
-fn is_current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> bool {
+fn current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> Option<Manifest> {
     let path = out.join("manifest.json");
-    let Ok(manifest) = Manifest::load(&path) else {
-        return false;
-    };
+    let manifest = Manifest::load(&path).ok()?;
     let whole = |artifact: &Artifact| {
         let metadata = Manifest::artifact_path(&path, artifact).metadata();
         metadata.is_ok_and(|metadata| metadata.len() == artifact.bytes)
     };
-    manifest.input_digest == input_digest
-        && manifest.profile == profile
-        && manifest
-            .artifacts
-            .named()
-            .iter()
-            .all(|(_, artifact)| whole(artifact))
+    let same = manifest.input_digest == input_digest && manifest.profile == profile;
+    let complete = manifest
+        .artifacts
+        .named()
+        .iter()
+        .all(|(_, artifact)| whole(artifact));
+    (same && complete).then_some(manifest)
 }
 
 fn fragments(source: &Path, recipe: &Recipe) -> Result<Vec<Fragment>, BuildError> {
@@ -452,9 +457,11 @@ mod tests {
             root_verity: verity(),
             inputs: BTreeMap::new(),
             input_digest: digest,
+            origin: None,
+            expected: vec![],
             files: vec![],
         };
-        let current = |digest| is_current(dir.path(), ImageProfile::Dev, digest);
+        let current = |digest| super::current(dir.path(), ImageProfile::Dev, digest).is_some();
         assert!(!current(digest), "no manifest");
         fs::write(
             dir.path().join("manifest.json"),
@@ -463,7 +470,7 @@ mod tests {
         .unwrap();
         assert!(current(digest));
         assert!(!current(Digest32::of(b"other inputs")));
-        assert!(!is_current(dir.path(), ImageProfile::Cpu, digest));
+        assert!(super::current(dir.path(), ImageProfile::Cpu, digest).is_none());
         fs::write(dir.path().join("root.img"), "root.im").unwrap();
         assert!(!current(digest), "truncated");
     }

@@ -18,6 +18,7 @@ pub mod library;
 pub mod libtorch;
 pub mod lock;
 pub mod model;
+pub mod origin;
 pub mod program;
 pub mod progress;
 pub mod publish;

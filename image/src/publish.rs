@@ -1,7 +1,8 @@
 //! Lets a result appear under its name only when it is complete.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -107,6 +108,24 @@ impl Staging {
         }
         .map_err(|errno| write_error(target, errno.into()))
     }
+}
+
+/// Writes a file that is under its name only when it is complete; an older one is replaced.
+///
+/// # Errors
+/// The folder's or the disk's. What was there before is then still there.
+pub fn file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no file name"))?;
+    let mut new = tempfile::Builder::new()
+        .prefix(".partial-")
+        .permissions(fs::Permissions::from_mode(0o644))
+        .tempfile_in(folder)?;
+    new.write_all(content)?;
+    new.as_file().sync_all()?;
+    new.persist(path)?;
+    Ok(())
 }
 
 fn write_error(path: &Path, source: io::Error) -> PublishError {

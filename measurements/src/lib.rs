@@ -33,10 +33,12 @@ pub use authenticode::{KERNEL_BYTES_MAX, KernelError};
 pub use fw_cfg::{FW_CFG_ITEM_BYTES_MAX, FwCfgError, FwCfgFiles};
 pub use kernel_header::KernelHeaderError;
 pub use manifest::{
-    Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, FileEntry, FileMode, ImageProfile, MANIFEST_BYTES_MAX,
-    Manifest, ManifestError, VerityTree,
+    Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, Commit, ExpectedLaunch, FileEntry, FileMode, ImageProfile,
+    MANIFEST_BYTES_MAX, Manifest, ManifestError, Origin, RegisterName, VerityTree,
 };
-pub use measure::{INITRD_BYTES_MAX, Initrd, LaunchInputs, MeasureError, measure};
+pub use measure::{
+    INITRD_BYTES_MAX, ImageRegisters, Initrd, LaunchInputs, MeasureError, measure, measure_image,
+};
 pub use policy::{
     BuildPolicyError, LAUNCH_DOCUMENT_BYTES_MAX, MODEL_DEVICE, PolicyInputs, build_policy, model_event,
 };

@@ -2,6 +2,12 @@
 //!
 //! `cocoon-image build` writes it, `cocoon-measure predict` and the launcher read it. It is not signed and
 //! proves nothing: whoever uses an artifact checks its hash here, and an auditor rebuilds the image.
+//!
+//! Versions: a key that no reader has to know to use the image safely is added as an optional one, and manifests
+//! without it stay readable; a reader that does not know it refuses the manifest, as it refuses every unknown key.
+//! Anything else raises [`Manifest::version`].
+
+mod origin;
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +19,8 @@ use std::{
 use cocoon_evidence::Digest32;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
+
+pub use self::origin::{Commit, ExpectedLaunch, Origin, RegisterName};
 
 /// A longer manifest is refused: a root file system of 20,000 files needs about 5 MiB.
 pub const MANIFEST_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -47,6 +55,12 @@ pub struct Manifest {
     pub inputs: BTreeMap<String, Digest32>,
     /// SHA-256 over all inputs, as the builder defines it: equal inputs give an equal image.
     pub input_digest: Digest32,
+    /// The source; absent from manifests of older builders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// What the image measures to on the machines of `measurements/profiles`; empty if it boots on none of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<ExpectedLaunch>,
     /// Every entry of the root file system, ordered by path.
     pub files: Vec<FileEntry>,
 }
@@ -272,7 +286,8 @@ impl Manifest {
                 );
             }
         }
-        Ok(())
+        self.origin.as_ref().map_or(Ok(()), Origin::check)?;
+        origin::check_launches(&self.expected)
     }
 
     /// Where an artifact lies, for a manifest read from `manifest_path`.
@@ -370,6 +385,8 @@ fn hash_file(path: &Path) -> io::Result<(u64, Digest32)> {
 
 #[cfg(test)]
 mod tests {
+    use cocoon_evidence::Digest48;
+
     use super::*;
 
     fn manifest() -> Manifest {
@@ -398,6 +415,20 @@ mod tests {
             root_verity,
             inputs: BTreeMap::from([("linux-source".into(), Digest32::of(b"linux"))]),
             input_digest: Digest32::of(b"inputs"),
+            origin: Some(Origin {
+                image_lock: Digest32::of(b"image.lock"),
+                cargo_lock: Digest32::of(b"Cargo.lock"),
+                commit: Some(Commit {
+                    id: "c".repeat(40),
+                    clean: true,
+                }),
+                builder_root: None,
+            }),
+            expected: vec![ExpectedLaunch {
+                launch_spec: "4vcpu-16gib".into(),
+                launch_spec_sha256: Digest32::of(b"spec"),
+                registers: BTreeMap::from([(RegisterName::Mrtd, vec![Digest48::of(b"mrtd")])]),
+            }],
             files: vec![FileEntry {
                 path: "/sbin/init".into(),
                 mode: FileMode(0o100755),
@@ -420,6 +451,68 @@ mod tests {
         let text = serde_json::to_string(&manifest()).unwrap();
         assert!(text.contains(r#""mode":"100755""#));
         assert_eq!(load(&text).unwrap(), manifest());
+    }
+
+    #[test]
+    fn a_manifest_of_an_older_builder_is_read() {
+        let mut value = serde_json::to_value(manifest()).unwrap();
+        for key in ["origin", "expected"] {
+            value.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        let old = load(&value.to_string()).unwrap();
+        assert_eq!((old.origin, old.expected), (None, vec![]));
+        assert_eq!(old.artifacts, manifest().artifacts);
+    }
+
+    #[test]
+    fn a_hostile_origin_or_expectation_is_refused() {
+        let check = |change: &dyn Fn(&mut Manifest), says: &str| {
+            let mut manifest = manifest();
+            change(&mut manifest);
+            let error = load(&serde_json::to_string(&manifest).unwrap()).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        };
+        for id in ["", "C", &"C".repeat(40), &"c".repeat(41), &"c".repeat(1 << 20)] {
+            let commit = Commit {
+                id: id.into(),
+                clean: true,
+            };
+            let says = "40 or 64 hexadecimal digits";
+            check(
+                &|m| m.origin.as_mut().unwrap().commit = Some(commit.clone()),
+                says,
+            );
+        }
+        for name in ["", "../launch", "a b", "\u{1b}[2J", &"x".repeat(65)] {
+            check(&|m| m.expected[0].launch_spec = name.into(), "no plain name");
+        }
+        let many = |m: &mut Manifest| {
+            let launch = m.expected[0].clone();
+            let numbered = |number: usize| ExpectedLaunch {
+                launch_spec: number.to_string(),
+                ..launch.clone()
+            };
+            m.expected = (0..65).map(numbered).collect();
+        };
+        check(&many, "more than 64");
+        check(&|m| m.expected.push(m.expected[0].clone()), "launch_spec twice");
+        for count in [0, 9] {
+            let values = vec![Digest48::ZERO; count];
+            check(
+                &|m| m.expected[0].registers = BTreeMap::from([(RegisterName::Rtmr1, values.clone())]),
+                "no value or more than 8",
+            );
+        }
+        let text = serde_json::to_string(&manifest()).unwrap();
+        for text in [
+            text.replace("\"mrtd\"", "\"pcr0\""),
+            text.replace("\"clean\"", "\"dirty\""),
+        ] {
+            assert!(
+                matches!(load(&text), Err(ManifestError::Malformed { .. })),
+                "{text}"
+            );
+        }
     }
 
     #[test]

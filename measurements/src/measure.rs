@@ -143,10 +143,30 @@ pub fn measure(inputs: LaunchInputs<'_>) -> Result<Prediction, MeasureError> {
     })
 }
 
-fn tdx_registers(
+/// What of a TDX launch follows from the image and the LaunchSpec, without QEMU's tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRegisters {
+    /// Firmware.
+    pub mrtd: PredictedRegister,
+    /// The kernel.
+    pub rtmr1: PredictedRegister,
+    /// The command line.
+    pub rtmr2: PredictedRegister,
+}
+
+/// Computes the registers of a TDX launch for which no tables are needed: all but RTMR0, as [`measure`] does.
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn measure_image(inputs: LaunchInputs<'_>) -> Result<ImageRegisters, MeasureError> {
+    check_command_line(inputs.command_line)?;
+    image_registers(&Firmware::parse(inputs.firmware)?, &inputs)
+}
+
+fn image_registers(
     firmware: &Firmware<'_>,
     inputs: &LaunchInputs<'_>,
-) -> Result<PredictedRegisters, MeasureError> {
+) -> Result<ImageRegisters, MeasureError> {
     if !firmware.has_metadata() {
         return Err(MeasureError::unpredictable(
             "MRTD",
@@ -154,12 +174,24 @@ fn tdx_registers(
             "use a build of edk2's OvmfPkg/IntelTdx or OvmfPkgX64",
         ));
     }
-    check_devices(inputs.spec)?;
-    Ok(PredictedRegisters {
+    Ok(ImageRegisters {
         mrtd: mrtd(firmware, inputs.spec.qemu.page_order),
-        rtmr0: configuration::rtmr0(firmware, inputs)?,
         rtmr1: kernel::rtmr1(inputs)?,
         rtmr2: command_line::rtmr2(inputs),
+    })
+}
+
+fn tdx_registers(
+    firmware: &Firmware<'_>,
+    inputs: &LaunchInputs<'_>,
+) -> Result<PredictedRegisters, MeasureError> {
+    let ImageRegisters { mrtd, rtmr1, rtmr2 } = image_registers(firmware, inputs)?;
+    check_devices(inputs.spec)?;
+    Ok(PredictedRegisters {
+        mrtd,
+        rtmr0: configuration::rtmr0(firmware, inputs)?,
+        rtmr1,
+        rtmr2,
     })
 }
 

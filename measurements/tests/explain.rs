@@ -55,6 +55,8 @@ fn image() -> tempfile::TempDir {
         root_verity,
         inputs: [].into(),
         input_digest: Digest32::ZERO,
+        origin: None,
+        expected: vec![],
         files: vec![],
     };
     fs::write(path("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();

@@ -159,6 +159,8 @@ fn manifest(data_blocks: u64, size_bytes: u64) -> Vec<u8> {
         root_verity,
         inputs: [].into(),
         input_digest: Digest32::ZERO,
+        origin: None,
+        expected: vec![],
         files: vec![],
     };
     serde_json::to_vec(&manifest).unwrap()
