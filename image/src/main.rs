@@ -9,7 +9,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cocoon_image::{model, sandbox};
 
-use crate::cli::{BuildArguments, EnterArguments, LockCommand, PartArguments, VerifyArguments};
+use crate::cli::{
+    BuildArguments, EnterArguments, LockCommand, PartArguments, SignArguments, VerifyArguments,
+    VerifySignatureArguments,
+};
 
 mod cli;
 
@@ -18,7 +21,8 @@ const DIFFERENT: u8 = 4;
 /// Builds the guest image that runs inside the confidential virtual machine, and packs models for it.
 ///
 /// Exit codes: 0 done; 1 the build failed; 2 wrong usage; 3 something has to be installed or fetched first
-/// (the message says what); 4 of `verify`: the images differ.
+/// (the message says what); 4 of `verify`: the images differ; of `sign` and `verify-signature` 10: the files are not
+/// what was signed or what the manifest says, 11: no good signature by the key.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -41,6 +45,17 @@ enum Command {
     /// Build an image again from this source tree and compare every file with the one in DIR. Says where they
     /// differ first; exit code 4: they do.
     Verify(VerifyArguments),
+    /// Sign the provenance of the image in DIR: an in-toto statement in a DSSE envelope, DIR/provenance.dsse.json.
+    /// Signatures of other keys for the same image stay.
+    ///
+    /// Exit codes: 0 signed; 2 the key cannot be used, or others can read it; 3 something is missing; 10 the files are
+    /// not those of the manifest, or the envelope there is for another image; 11 the envelope there is damaged.
+    Sign(SignArguments),
+    /// Check that a key vouches for the image in DIR: the signature first, then length and SHA-256 of every file.
+    ///
+    /// Exit codes: 0 all match; 2 the key cannot be used; 3 something is missing; 10 a file is not the signed one;
+    /// 11 no good signature by the key.
+    VerifySignature(VerifySignatureArguments),
     #[command(name = sandbox::SUBCOMMAND, hide = true)]
     Enter(EnterArguments),
 }
@@ -72,12 +87,20 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::from(DIFFERENT),
             same => same.map(|_| ()),
         },
+        Command::Sign(arguments) => cli::sign(&arguments),
+        Command::VerifySignature(arguments) => match cli::verify_signature(&arguments) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Model(ModelCommand::Pack { folder, out, name }) => pack(&folder, &out, name),
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
     eprintln!("error: {error:#}");
+    if let Some(code) = cli::signature_code(&error) {
+        return ExitCode::from(code);
+    }
     if cli::is_missing_input(&error) {
         return ExitCode::from(3);
     }

@@ -19,12 +19,14 @@ mod build;
 mod enter;
 mod lock;
 mod part;
+mod sign;
 mod verify;
 
 pub(crate) use build::{BuildArguments, build};
 pub(crate) use enter::{EnterArguments, enter};
 pub(crate) use lock::{LockCommand, lock};
 pub(crate) use part::{PartArguments, part};
+pub(crate) use sign::{SignArguments, VerifySignatureArguments, sign, signature_code, verify_signature};
 pub(crate) use verify::{VerifyArguments, verify};
 
 /// Where things are, for every subcommand that uses locked inputs.
