@@ -6,10 +6,17 @@ mod browser;
 mod node;
 mod proxied;
 
-use browser::Browser;
-use node::{ANSWER, ChatScript};
+use std::sync::Arc;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use browser::{Browser, DEADLINE, POLL};
+use node::{ANSWER, ChatScript, Guest, Node};
 use proxied::{Served, World};
 use serde_json::{Value, json};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 /// What a hostile model may say: none of it may become markup, code or a control character.
 const HOSTILE: [&str; 3] = [
@@ -135,6 +142,72 @@ async fn a_hostile_answer_stays_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_appears_piece_by_piece_and_can_be_stopped() {
+    let Some(mut browser) = browser().await else {
+        return;
+    };
+    let world = World::new().await;
+    let gate = Arc::new(Semaphore::new(2));
+    let script = ChatScript {
+        gate: Some(gate.clone()),
+        ..ChatScript::default()
+    };
+    let node = world.node(script).await;
+    let proxy = world.proxy_with_page(&[&node]).await;
+    open(&mut browser, &proxy).await;
+    let fill = "document.getElementById('prompt').value = 'hello'; document.getElementById('send').click()";
+    browser.eval(fill).await;
+    // The third piece never comes.
+    let two = json!(ANSWER[..2].concat());
+    let shown = "document.querySelector('.said:not(.mine) .text').textContent";
+    browser.until(&format!("{shown} === {two}")).await;
+    browser.eval("document.getElementById('stop').click()").await;
+    browser.until("document.querySelector('.broken') !== null").await;
+    assert_eq!(browser.eval(shown).await, two);
+    browser.until("document.getElementById('stop').hidden").await;
+    let noticed = async {
+        while !proxy.get("/metrics").await.contains("outcome=\"cancelled\"} 1") {
+            sleep(POLL).await;
+        }
+    };
+    assert!(
+        timeout(DEADLINE, noticed).await.is_ok(),
+        "the proxy goes on with an answer that nobody wants"
+    );
+    assert_quiet(&browser, &proxy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_node_is_shown_with_the_row_that_failed() {
+    let Some(mut browser) = browser().await else {
+        return;
+    };
+    let world = World::new().await;
+    let good = world.node(ChatScript::default()).await;
+    let cheaper = Guest::boot_with(&world.platform, 1, |launch| {
+        launch.prices.input_nano_per_kilotoken = 1;
+    });
+    let other = Node::honest(cheaper).await;
+    let proxy = world.proxy_with_page(&[&other, &good]).await;
+    open(&mut browser, &proxy).await;
+    let verdicts = "[...document.querySelectorAll('.node')].map((node) => node.dataset.verdict).join()";
+    assert_eq!(browser.eval(verdicts).await, "FAIL,SIMULATED");
+    let failed = "[...document.querySelectorAll('details[open] .check')]
+        .filter((row) => row.querySelector('.pill').textContent === 'FAIL').map((row) => row.dataset.name).join()";
+    let failed = browser.eval(failed).await;
+    assert!(
+        failed.as_str().unwrap().contains("event launch-document"),
+        "{failed}"
+    );
+    let first =
+        "[...document.querySelectorAll('.node')].map((node) => node.querySelector('dt').textContent).join()";
+    assert_eq!(browser.eval(first).await, "Failed,Proven fresh");
+    assert_quiet(&browser, &proxy);
+    resize(&mut browser, 1400, 1600).await;
+    picture(&mut browser, "refused").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_browser_itself_refuses_markup_and_foreign_servers() {
     let Some(mut browser) = browser().await else {
         return;
@@ -188,28 +261,26 @@ async fn resize(browser: &mut Browser, width: u32, height: u32) {
     browser.call("Emulation.setDeviceMetricsOverride", size).await;
 }
 
-/// Pictures for whoever changes the page, where `COCOON_PICTURES` names a folder.
+/// Pictures for whoever changes the page.
 async fn look(browser: &mut Browser) {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let Ok(folder) = std::env::var("COCOON_PICTURES") else {
-        return;
-    };
-    for (name, width, height, scheme, expand) in [
-        ("light", 1400, 900, "light", false),
-        ("dark", 1400, 900, "dark", false),
-        ("narrow", 390, 2400, "light", false),
-        ("all", 1400, 3600, "light", true),
+    for (name, width, height, scheme) in [
+        ("light", 1400, 900, "light"),
+        ("dark", 1400, 900, "dark"),
+        ("narrow", 390, 2400, "light"),
     ] {
         resize(browser, width, height).await;
         let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         browser.call("Emulation.setEmulatedMedia", media).await;
-        if expand {
-            browser
-                .eval("document.querySelectorAll('details').forEach((one) => { one.open = true })")
-                .await;
-        }
-        let picture = browser.call("Page.captureScreenshot", json!({})).await;
-        let bytes = BASE64_STANDARD.decode(picture["data"].as_str().unwrap()).unwrap();
-        std::fs::write(format!("{folder}/{name}.png"), bytes).unwrap();
+        picture(browser, name).await;
     }
+}
+
+/// Where `COCOON_PICTURES` names a folder.
+async fn picture(browser: &mut Browser, name: &str) {
+    let Ok(folder) = std::env::var("COCOON_PICTURES") else {
+        return;
+    };
+    let picture = browser.call("Page.captureScreenshot", json!({})).await;
+    let bytes = BASE64_STANDARD.decode(picture["data"].as_str().unwrap()).unwrap();
+    std::fs::write(format!("{folder}/{name}.png"), bytes).unwrap();
 }

@@ -84,6 +84,11 @@ async fn programs_get_the_answer_and_its_receipt_is_kept() {
             .len(),
         2
     );
+    let receipts = proxy.get_json("/receipts").await;
+    assert_eq!(
+        (&receipts["answers"], &receipts["paid_nano"]),
+        (&json!(2), &json!(68_000_000))
+    );
     let metrics = proxy.get("/metrics").await;
     assert!(
         metrics.contains("requests_total{outcome=\"answered\"} 2\n"),

@@ -98,7 +98,11 @@ impl Proxy {
         match path {
             "/v1/models" => Reply::json(&json!({"object": "list", "data": self.models()})),
             "/verification" => Reply::json(&self.verification()),
-            "/receipts" => Reply::json(&json!({"receipts": self.shared.receipts.all()})),
+            "/receipts" => Reply::json(&json!({
+                "answers": self.shared.metrics.answered.get(),
+                "paid_nano": self.shared.metrics.spent_nano.get(),
+                "receipts": self.shared.receipts.all(),
+            })),
             "/metrics" => Reply::whole("text/plain; version=0.0.4", self.metrics()),
             _ => self.show_one(path).unwrap_or_else(|| {
                 Reply::error(

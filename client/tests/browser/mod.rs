@@ -18,8 +18,8 @@ use tokio::{
 
 const PROGRAM: &str = "/usr/bin/chromium";
 /// For one answer of a browser on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 
 /// A browser with one page; ends when dropped.
 pub(crate) struct Browser {

@@ -100,10 +100,10 @@ function field(name, value, className = "") {
 function summary(node, report) {
   const { facts, certificate } = report;
   const find = (name) => rows(report).find(({ check }) => check.name === name)?.check;
-  const proven = make("span", "age", "");
-  proven.dataset.at = node.verified_at_s ?? facts.judged_s;
+  const age = make("span", "age", "");
+  age.dataset.at = node.fault ? node.fault.at_s : node.verified_at_s;
   const fields = [
-    field("Proven fresh", proven),
+    field(node.fault ? "Failed" : "Proven fresh", age),
     field("Policy number", `${certificate.policy_number}, until ${date(facts.policy_expires_s)}`),
     field("TCB", find("TCB status")?.actual ?? "not reported"),
     field("GPUs", `${facts.gpus}`),
@@ -133,17 +133,21 @@ function group(title, members, about) {
   const count = failed ? `${failed} of ${members.length} do not hold` : `all ${members.length} hold`;
   const details = make("details", "", make("summary", "", title, make("span", "quiet", count)));
   details.append(...members.map((member) => row(member, about)));
-  details.open = failed > 0 || title === "Registers";
+  details.open = failed > 0;
   return details;
 }
 
+/* Those open that have something to say: what does not hold stands first. */
 function groups(report, about) {
   const left = rows(report);
-  return GROUPS.flatMap(([title, pattern]) => {
+  const all = GROUPS.flatMap(([title, pattern]) => {
     const members = left.filter(({ check }) => pattern.test(check.name));
     members.forEach((member) => left.splice(left.indexOf(member), 1));
     return members.length ? [group(title, members, about)] : [];
   });
+  const failed = all.filter((details) => details.open);
+  if (failed.length === 0 && all.length > 0) all[0].open = true;
+  return [...failed, ...all.filter((details) => !failed.includes(details))];
 }
 
 function eventLog(events) {
@@ -200,10 +204,10 @@ function showVerification({ nodes, about, now_s }) {
 
 /* Receipts. */
 
-function showReceipts({ receipts }) {
-  const paid = receipts.reduce((sum, kept) => sum + BigInt(kept.amount_nano), 0n);
-  byId("paid").textContent = `${ton(paid)} TON`;
-  byId("answers").textContent = receipts.length === 1 ? "paid for 1 answer" : `paid for ${receipts.length} answers`;
+/* The proxy keeps the last receipts only; its sums are of all. */
+function showReceipts({ answers, paid_nano, receipts }) {
+  byId("paid").textContent = `${ton(paid_nano)} TON`;
+  byId("answers").textContent = answers === 1 ? "paid for 1 answer" : `paid for ${answers} answers`;
   byId("no-receipts").hidden = receipts.length > 0;
   byId("receipts-table").hidden = receipts.length === 0;
   const lines = receipts.toReversed().map((kept) => {
