@@ -12,7 +12,7 @@ use cocoon_protocol::{
     host::{FromHost, Stage, ToHost},
 };
 use ed25519_dalek::SigningKey;
-use tokio::time::timeout;
+use tokio::{task::JoinHandle, time::timeout};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
@@ -221,6 +221,8 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
     let launch = LaunchDocument::parse(&document)?;
 
     mount_model(&mut measurer, &*volumes, &launch.model.verity).await?;
+    // Beside the engine, which waits for its processor more than for the disks.
+    let reading = tokio::task::spawn_blocking(move || volumes.make_resident());
     tell_stage(&host, Stage::Model, Duration::ZERO).await;
 
     let usage_key = SigningKey::from_bytes(&Zeroizing::new(meter::random()));
@@ -232,7 +234,7 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
     engine.load(MODEL_DIR, launch.numeric_profile, launch.limits);
     let elapsed = wait_loaded(&engine).await?;
     tell_stage(&host, Stage::Engine, elapsed).await;
-    let resident = make_resident(volumes).await?;
+    let resident = wait_resident(reading).await?;
     let attestor = measurer.finish().await?;
     tell_stage(&host, Stage::Ready, Duration::ZERO).await;
     Ok(Guest {
@@ -267,9 +269,7 @@ async fn measure_gpus(
     }
 }
 
-/// After the engine has loaded: what it needed is in memory already, and boot waits for the rest only.
-async fn make_resident(volumes: Arc<dyn Volumes>) -> Result<Resident, BootError> {
-    let reading = tokio::task::spawn_blocking(move || volumes.make_resident());
+async fn wait_resident(reading: JoinHandle<Result<Resident, ResidentError>>) -> Result<Resident, BootError> {
     let read = timeout(RESIDENT_DEADLINE, reading)
         .await
         .map_err(|_| BootError::Disks)?;
