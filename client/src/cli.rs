@@ -140,8 +140,8 @@ pub(crate) struct ChatArgs {
     /// Print one JSON object (verification, answer, receipt, amount, timings) instead of the answer's text
     #[arg(long)]
     pub(crate) json: bool,
-    /// What to say; `-` reads it from standard input; without it every line of standard input is a question. Other users of this machine can see command lines, and
-    /// shells keep them: pass what is private through standard input
+    /// What to say; `-` reads it from standard input; without it every line of standard input is a question. Other
+    /// users of this machine can see command lines, and shells keep them: pass what is private through standard input
     pub(crate) prompt: Option<String>,
 }
 

@@ -16,13 +16,11 @@ use crate::cli::{
 
 mod cli;
 
-const DIFFERENT: u8 = 4;
-
 /// Builds the guest image that runs inside the confidential virtual machine, and packs models for it.
 ///
 /// Exit codes: 0 done; 1 the build failed; 2 wrong usage; 3 something has to be installed or fetched first
-/// (the message says what); 4 of `verify`: the images differ; of `sign` and `verify-signature` 10: the files are not
-/// what was signed or what the manifest says, 11: no good signature by the key.
+/// (the message says what); 10 of `verify`, `sign` and `verify-signature`: the files are not what was built again, what
+/// was signed or what the manifest says; 11 of `sign` and `verify-signature`: no good signature by the key.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -43,7 +41,7 @@ enum Command {
     /// Build one part of a release image in the builder root: the same bytes for everybody.
     Part(PartArguments),
     /// Build an image again from this source tree and compare every file with the one in DIR. Says where they
-    /// differ first; exit code 4: they do.
+    /// differ first; exit code 10: they do.
     Verify(VerifyArguments),
     /// Sign the provenance of the image in DIR: an in-toto statement in a DSSE envelope, DIR/provenance.dsse.json.
     /// Signatures of other keys for the same image stay.
@@ -84,7 +82,7 @@ fn main() -> ExitCode {
         Command::Enter(arguments) => return cli::enter(&arguments),
         Command::Lock(command) => cli::lock(command),
         Command::Verify(arguments) => match cli::verify(arguments) {
-            Ok(false) => return ExitCode::from(DIFFERENT),
+            Ok(false) => return ExitCode::from(cli::DIFFERS),
             same => same.map(|_| ()),
         },
         Command::Sign(arguments) => cli::sign(&arguments),

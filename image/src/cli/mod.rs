@@ -29,6 +29,9 @@ pub(crate) use part::{PartArguments, part};
 pub(crate) use sign::{SignArguments, VerifySignatureArguments, sign, signature_code, verify_signature};
 pub(crate) use verify::{VerifyArguments, verify};
 
+/// Exit code: the files are not those that they should be.
+pub(crate) const DIFFERS: u8 = 10;
+
 /// Where things are, for every subcommand that uses locked inputs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InputArguments {

@@ -8,7 +8,8 @@ use cocoon_image::signature::{
 };
 use cocoon_measurements::{Commit, Manifest};
 
-const DIFFERS: u8 = 10;
+use super::DIFFERS;
+
 const NOT_SIGNED: u8 = 11;
 const USAGE: u8 = 2;
 const MISSING: u8 = 3;
