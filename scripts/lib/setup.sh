@@ -100,7 +100,7 @@ prepare() { # everything that a build and a boot need
     require_space 12 "$COCOON_CACHE"
     install_packages "${PACKAGES[@]}"
     [ -e /dev/vhost-vsock ] || install_tool vhost-device-vsock 0.3.0 vhost-device-vsock
-    "$REPOSITORY/scripts/libtorch" >&2
+    "$REPOSITORY/scripts/libtorch" >/dev/null
 }
 
 cargo_quietly() { # a cargo command whose output is shown only if it fails
