@@ -12,6 +12,7 @@ use std::{
     process::{Output, Stdio},
 };
 
+use cocoon::PROMPT_BYTES_MAX;
 use cocoon_protocol::{AccountAddress, SignedReceipt};
 use cocoon_settlement::{LocalChain, LocalChainHandle};
 use cocoon_simulator::SimulatedPlatform;
@@ -412,6 +413,18 @@ async fn a_conversation_that_outgrows_the_context_loses_its_oldest_part() {
     // A refusal costs nothing.
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("[0.102000000 TON of"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_of_more_bytes_than_are_sent_loses_its_oldest_part() {
+    let world = World::new().await;
+    world.new_wallet().await;
+    let long = |canary: &str| canary.to_owned() + &"x".repeat(PROMPT_BYTES_MAX * 3 / 5) + "\n";
+    let output = piped(&world, &(long("one-canary") + &long("two-canary")), "").await;
+    assert_exit(&output, 0);
+    let received = String::from_utf8_lossy(&world.node.received()).into_owned();
+    let last = received.rsplit("POST /v1/chat/completions").next().unwrap();
+    assert!(last.contains("two-canary") && !last.contains("one-canary"));
 }
 
 /// Reads until the text was seen after what was read before; the test fails with what came instead.

@@ -165,10 +165,12 @@ impl Conversation<'_> {
                     self.paid = Some(paid);
                     return Ok(answer.text);
                 }
-                Err(ChatError::Exchange(ExchangeError::Status { status: 400, .. }))
-                    if self.said.len() > 2 =>
-                {
-                    // Refused before anything was generated: the conversation has outgrown the model's context.
+                // Refused before anything was generated, here or by the guest: the conversation has outgrown the
+                // bytes that are sent or the model's context.
+                Err(
+                    ChatError::PromptTooLarge { .. }
+                    | ChatError::Exchange(ExchangeError::Status { status: 400, .. }),
+                ) if self.said.len() > 2 => {
                     self.spent_nano -= self.need_nano;
                     self.paid = Some(paid);
                     self.said.drain(..2);
