@@ -12,8 +12,8 @@ use std::{
 
 use cocoon_evidence::Digest32;
 use cocoon_measurements::{
-    Commit, ExpectedLaunch, ImageRegisters, LaunchInputs, LaunchSpec, Manifest, ManifestError, MeasureError,
-    Origin, PredictedRegister, RegisterName, SpecError, measure_image,
+    Commit, ExpectedLaunch, ImageProfile, ImageRegisters, LaunchInputs, LaunchSpec, Manifest, ManifestError,
+    MeasureError, Origin, PredictedRegister, RegisterName, SpecError, measure_image,
 };
 
 use crate::{command, lock, publish};
@@ -99,8 +99,8 @@ fn git(source: &Path, arguments: &[&str]) -> Option<String> {
 }
 
 /// Predicts the registers of an image in `folder` for every LaunchSpec of the source tree, as `cocoon-measure predict`
-/// does without tables: MRTD, RTMR1 and RTMR2. RTMR0 also depends on the QEMU of whoever launches. Empty for firmware
-/// that boots on no TDX machine.
+/// does without tables: MRTD, RTMR1 and RTMR2. RTMR0 also depends on the QEMU of whoever launches. Empty for a dev image
+/// whose firmware boots on no TDX machine.
 ///
 /// # Errors
 /// See [`OriginError`].
@@ -136,7 +136,11 @@ pub fn expected(
         });
         let registers = match measured {
             Ok(registers) => named(&registers),
-            Err(MeasureError::Unpredictable { register: "MRTD", .. }) => return Ok(vec![]),
+            Err(MeasureError::Unpredictable { register: "MRTD", .. })
+                if manifest.profile == ImageProfile::Dev =>
+            {
+                return Ok(vec![]);
+            }
             Err(source) => return Err(OriginError::Measure { launch_spec, source }),
         };
         launches.push(ExpectedLaunch {
