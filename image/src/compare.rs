@@ -330,4 +330,4 @@ fn read_error(path: &Path, source: io::Error) -> CompareError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use cocoon_image::{model, sandbox};
 
 use crate::cli::{
-    BuildArguments, EnterArguments, LockCommand, PartArguments, SignArguments, VerifyArguments,
-    VerifySignatureArguments,
+    BuildArguments, EnterArguments, InspectArguments, LockCommand, PartArguments, SbomArguments,
+    SignArguments, VerifyArguments, VerifySignatureArguments,
 };
 
 mod cli;
@@ -19,8 +19,8 @@ mod cli;
 /// Builds the guest image that runs inside the confidential virtual machine, and packs models for it.
 ///
 /// Exit codes: 0 done; 1 the build failed; 2 wrong usage; 3 something has to be installed or fetched first
-/// (the message says what); 10 of `verify`, `sign` and `verify-signature`: the files are not what was built again, what
-/// was signed or what the manifest says; 11 of `sign` and `verify-signature`: no good signature by the key.
+/// (the message says what); 10 of `verify`, `inspect`, `sign` and `verify-signature`: the files are not what was built
+/// again, what was signed or what the manifest says; 11 of `sign` and `verify-signature`: no good signature by the key.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -32,6 +32,10 @@ struct Arguments {
 enum Command {
     /// Build an image: firmware, kernel, root file system and manifest.json.
     Build(BuildArguments),
+    /// Say what is in an image: every file of its root with length and SHA-256, read out of the root block by block
+    /// against its root hash, and where the manifest says that it came from. Exit code 10: the manifest lists
+    /// something else.
+    Inspect(InspectArguments),
     /// Work with image.lock, which names every fetched input by its exact content.
     #[command(subcommand)]
     Lock(LockCommand),
@@ -81,6 +85,10 @@ fn main() -> ExitCode {
         Command::Part(arguments) => cli::part(&arguments),
         Command::Enter(arguments) => return cli::enter(&arguments),
         Command::Lock(command) => cli::lock(command),
+        Command::Inspect(arguments) => match cli::inspect(&arguments) {
+            Ok(false) => return ExitCode::from(cli::DIFFERS),
+            same => same.map(|_| ()),
+        },
         Command::Verify(arguments) => match cli::verify(arguments) {
             Ok(false) => return ExitCode::from(cli::DIFFERS),
             same => same.map(|_| ()),

@@ -17,6 +17,7 @@ use cocoon_image::{
 
 mod build;
 mod enter;
+mod inspect;
 mod lock;
 mod part;
 mod sign;
@@ -24,6 +25,7 @@ mod verify;
 
 pub(crate) use build::{BuildArguments, build};
 pub(crate) use enter::{EnterArguments, enter};
+pub(crate) use inspect::{InspectArguments, inspect};
 pub(crate) use lock::{LockCommand, lock};
 pub(crate) use part::{PartArguments, part};
 pub(crate) use sign::{SignArguments, VerifySignatureArguments, sign, signature_code, verify_signature};

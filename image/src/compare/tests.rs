@@ -10,7 +10,7 @@ use super::*;
 use crate::erofs::{Content, Tree};
 
 /// A whole small image: firmware, kernel, and a root with these files.
-fn image(files: &[(&str, &[u8])]) -> TempDir {
+pub(crate) fn image(files: &[(&str, &[u8])]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| dir.path().join(name);
     fs::write(place("firmware.fd"), [7; 5000]).unwrap();
@@ -61,7 +61,7 @@ fn image(files: &[(&str, &[u8])]) -> TempDir {
     dir
 }
 
-const FILES: [(&str, &[u8]); 4] = [
+pub(crate) const FILES: [(&str, &[u8]); 4] = [
     ("/init", &[1; 9000]),
     ("/lib/x86_64-linux-gnu/libc.so", &[2; 100]),
     ("/lib-of-another-order", &[3; 4096]),
@@ -73,7 +73,7 @@ fn lines(one: &TempDir, other: &TempDir) -> Vec<String> {
     compared.iter().map(Compared::to_string).collect()
 }
 
-fn flip(dir: &TempDir, file: &str, offset: u64) {
+pub(crate) fn flip(dir: &TempDir, file: &str, offset: u64) {
     let file = File::options()
         .read(true)
         .write(true)
