@@ -4,6 +4,7 @@
 //! edited. Here every archive is checked against `Cargo.lock` and unpacked anew.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     process::Command,
@@ -123,6 +124,19 @@ pub fn vendor(source: &Path, cargo_home: &Path, cache: &Path) -> Result<PathBuf,
     }
     fs::rename(&new, &folder).map_err(|source| file_error(&folder, source))?;
     Ok(folder)
+}
+
+/// The checksum of every crate that is not the workspace's own, by name and version.
+///
+/// # Errors
+/// `Cargo.lock` cannot be read, or a crate in it has no checksum.
+pub(crate) fn checksums(source: &Path) -> Result<BTreeMap<(String, String), Digest32>, CratesError> {
+    let path = source.join("Cargo.lock");
+    let text = fs::read_to_string(&path).map_err(|source| file_error(&path, source))?;
+    let pinned = pinned(&text, &path)?.into_iter();
+    Ok(pinned
+        .map(|(package, sha256)| ((package.name, package.version), sha256))
+        .collect())
 }
 
 fn pinned(text: &str, path: &Path) -> Result<Vec<(Package, Digest32)>, CratesError> {

@@ -26,6 +26,7 @@ pub mod provenance;
 pub mod publish;
 pub mod recipe;
 pub mod sandbox;
+pub mod sbom;
 pub mod signature;
 pub mod suite;
 pub mod toolchain;

@@ -47,6 +47,9 @@ enum Command {
     /// Build an image again from this source tree and compare every file with the one in DIR. Says where they
     /// differ first; exit code 10: they do.
     Verify(VerifyArguments),
+    /// Print the bill of materials of the image in DIR: every crate, Debian package and source in it, as CycloneDX 1.6
+    /// in JSON. Needs the source tree that the image was built from.
+    Sbom(SbomArguments),
     /// Sign the provenance of the image in DIR: an in-toto statement in a DSSE envelope, DIR/provenance.dsse.json.
     /// Signatures of other keys for the same image stay.
     ///
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::from(cli::DIFFERS),
             same => same.map(|_| ()),
         },
+        Command::Sbom(arguments) => cli::sbom(&arguments),
         Command::Sign(arguments) => cli::sign(&arguments),
         Command::VerifySignature(arguments) => match cli::verify_signature(&arguments) {
             Ok(code) => return code,

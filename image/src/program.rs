@@ -17,7 +17,8 @@ use crate::{
     sandbox::{BUILD, Bind},
 };
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The guest.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
 /// Where the builder root sees libtorch.
 const LIBTORCH: &str = "/libtorch";

@@ -20,6 +20,7 @@ mod enter;
 mod inspect;
 mod lock;
 mod part;
+mod sbom;
 mod sign;
 mod verify;
 
@@ -28,6 +29,7 @@ pub(crate) use enter::{EnterArguments, enter};
 pub(crate) use inspect::{InspectArguments, inspect};
 pub(crate) use lock::{LockCommand, lock};
 pub(crate) use part::{PartArguments, part};
+pub(crate) use sbom::{SbomArguments, sbom};
 pub(crate) use sign::{SignArguments, VerifySignatureArguments, sign, signature_code, verify_signature};
 pub(crate) use verify::{VerifyArguments, verify};
 
