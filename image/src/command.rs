@@ -11,7 +11,7 @@ use std::{
 /// Lines of a failed program's output that the error repeats.
 const TAIL_LINES: usize = 20;
 /// Tools and the Debian package each comes in.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("/usr/lib/apt/apt-helper", "apt"),
     ("apt-get", "apt"),
     ("bc", "bc"),
@@ -22,6 +22,7 @@ const PACKAGES: [(&str, &str); 16] = [
     ("gcc", "gcc"),
     ("ld", "binutils"),
     ("make", "make"),
+    ("patch", "patch"),
     ("python3", "python3-pip"),
     ("strip", "binutils"),
     ("tar", "tar"),

@@ -16,7 +16,7 @@ use crate::{
     command::{self, CommandError},
     erofs::{Content, PathError, Tree, WriteError},
     input::{Sources, hash_file},
-    kernel::{Fragment, KernelError, KernelPlan},
+    kernel::{Ingredients, KernelError, KernelPlan},
     library::{self, Library, LibraryError},
     lock::{Lock, LockError},
     origin::{self, OriginError},
@@ -29,7 +29,6 @@ use crate::{
 /// Changes when this program makes another image from the same inputs.
 const METHOD: &str = "cocoon-image-1";
 const LIBTORCH_FOLDER: &str = "${LIBTORCH}";
-const KERNEL_SOURCE: &str = "linux-source";
 const SECTORS_PER_BLOCK: u64 = 8;
 
 /// What to build, from where, to where.
@@ -151,12 +150,14 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Outcome, BuildErr
     // One build at a time for each cache; released when the file is closed.
     let _lock = lock_cache(cache, progress)?;
 
-    let plan = KernelPlan::new(lock.source(KERNEL_SOURCE)?.clone(), fragments(source, &recipe)?)?;
+    let ingredients = Ingredients::load(source, &lock, &recipe.kernel).map_err(KernelError::from)?;
+    let plan = KernelPlan::new(ingredients)?;
     let kernel = match plan.cached(cache) {
         Some(path) => path,
         None => {
             progress.stage("kernel: unpacking and compiling, about 6 minutes on two cores");
-            plan.build(&request.inputs, cache)?
+            let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+            plan.build(&request.inputs, cache, jobs)?
         }
     };
     progress.stage("kernel: ready");
@@ -366,18 +367,6 @@ fn current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> Option<
         .iter()
         .all(|(_, artifact)| whole(artifact));
     (same && complete).then_some(manifest)
-}
-
-fn fragments(source: &Path, recipe: &Recipe) -> Result<Vec<Fragment>, BuildError> {
-    let load = |name: &String| {
-        let path = source.join(recipe::FOLDER).join(name);
-        let text = fs::read_to_string(&path).map_err(|source| file_error(&path, source))?;
-        Ok(Fragment {
-            name: name.clone(),
-            text,
-        })
-    };
-    recipe.kernel.iter().map(load).collect()
 }
 
 /// Waits until this is the only build with a cache; released when the file is closed.

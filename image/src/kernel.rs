@@ -1,9 +1,9 @@
 //! Builds the guest's kernel from Debian's source package, or takes it from the cache.
 //!
-//! The cache key covers everything that decides the result: source, configuration fragments, compiler and
-//! linker version, and this module's own recipe. A kernel is built in its source tree, where all paths that
-//! the compiler sees are relative, so the folder's name does not get into the binary. The configuration is
-//! checked after Kconfig has had its say, because it drops silently what it cannot have.
+//! The cache key covers everything that decides the result: source, patches, configuration fragments, compiler
+//! and linker version (or the builder root's digest), and this module's own recipe. A kernel is built in its
+//! source tree, where all paths that the compiler sees are relative; in the builder root that tree is always
+//! `/build`.
 
 use std::{
     collections::BTreeMap,
@@ -13,49 +13,74 @@ use std::{
 };
 
 use cocoon_evidence::Digest32;
+use tempfile::TempDir;
+
+mod configuration;
+mod ingredients;
+
+pub use ingredients::{Ingredients, IngredientsError, RecipeFile};
 
 use crate::{
+    builder::BuilderRoot,
     command::{self, CommandError},
     input::{InputError, Sources},
-    lock::LockedInput,
     publish::{WORK_PREFIX, remove_killed},
+    sandbox::BUILD,
 };
 
 /// Changes when this module builds differently from the same inputs.
 const METHOD: &str = "tinyconfig-in-tree-1";
-const TOOLS: [&str; 11] = [
-    "bc", "bison", "dpkg-deb", "flex", "gcc", "ld", "make", "strip", "tar", "xz", "zstd",
+/// What this machine unpacks the source with.
+const UNPACKING: [&str; 3] = ["dpkg-deb", "tar", "xz"];
+/// What this machine builds a dev kernel with.
+const BUILDING: [&str; 9] = [
+    "bc", "bison", "flex", "gcc", "ld", "make", "patch", "strip", "zstd",
 ];
-/// What no kernel has, whatever a fragment says: ways into the kernel's memory, out of the measured kernel, to
-/// a network, and interfaces that nothing in the guest uses and that are known for their holes.
-const FORBIDDEN: [&str; 9] = [
-    "BPF_SYSCALL",
-    "DEBUG_FS",
-    "DEVMEM",
-    "HIBERNATION",
-    "INET",
-    "IO_URING",
-    "KEXEC",
-    "KEXEC_FILE",
-    "USER_NS",
+/// What Kbuild would otherwise ask the machine for.
+const FIXED: [(&str, &str); 4] = [
+    ("KBUILD_BUILD_HOST", "cocoon"),
+    ("KBUILD_BUILD_TIMESTAMP", "2026-01-01"),
+    ("KBUILD_BUILD_USER", "cocoon"),
+    ("KBUILD_BUILD_VERSION", "1"),
 ];
-
-/// One configuration fragment.
-#[derive(Debug, Clone)]
-pub struct Fragment {
-    /// Its file name.
-    pub name: String,
-    /// Its lines.
-    pub text: String,
-}
 
 /// What a kernel is built from.
 #[derive(Debug)]
 pub struct KernelPlan {
-    source: LockedInput,
-    fragments: Vec<Fragment>,
-    compiler: String,
+    ingredients: Ingredients,
+    compiler: Compiler,
     key: Digest32,
+}
+
+/// Whose gcc, make and linker build it.
+#[derive(Debug)]
+enum Compiler {
+    /// This machine's; their versions.
+    Machine(String),
+    /// The builder root's.
+    Locked(BuilderRoot),
+}
+
+impl Compiler {
+    /// Stands for the compiler in the key.
+    fn name(&self) -> String {
+        match self {
+            Self::Machine(versions) => versions.clone(),
+            Self::Locked(root) => format!("builder root {}", root.digest),
+        }
+    }
+
+    /// A program that runs in a tree, with everything fixed that would otherwise get into the kernel.
+    fn command(&self, program: &str, tree: &Path) -> Command {
+        let mut command = match self {
+            Self::Machine(_) => machine_command(program, tree),
+            Self::Locked(root) => root
+                .sandbox([(tree, BUILD, true)])
+                .command(&format!("/usr/bin/{program}"), &FIXED),
+        };
+        command.arg("--silent");
+        command
+    }
 }
 
 /// Why there is no kernel.
@@ -64,6 +89,9 @@ pub enum KernelError {
     /// A tool is missing or failed.
     #[error("the kernel was not built")]
     Command(#[from] CommandError),
+    /// The lock or the recipe lacks something.
+    #[error("it is not known what the kernel is made of")]
+    Ingredients(#[from] IngredientsError),
     /// The source is not at hand.
     #[error("the kernel's source is not at hand")]
     Input(#[source] Box<InputError>),
@@ -81,10 +109,10 @@ pub enum KernelError {
         /// Each as `wanted (found)`.
         wrong: Vec<String>,
     },
-    /// A fragment turns on what no guest may have, or an option that selects it.
-    #[error("the kernel's configuration has what no guest may have: {}", found.join(", "))]
+    /// A fragment, or an option that selects it, turns on what no guest may have.
+    #[error("the kernel's configuration has what it must not have: {}", found.join(", "))]
     Forbidden {
-        /// Each as `option=value`.
+        /// The options.
         found: Vec<String>,
     },
 }
@@ -96,40 +124,58 @@ impl From<InputError> for KernelError {
 }
 
 impl KernelPlan {
-    /// Collects what decides the kernel's bytes.
+    /// Collects what decides the bytes of a kernel that this machine's compiler builds.
     ///
     /// # Errors
     /// The compiler is missing.
-    pub fn new(source: LockedInput, fragments: Vec<Fragment>) -> Result<Self, KernelError> {
-        let compiler = format!("{}; {}", command::version("gcc")?, command::version("ld")?);
-        let mut parts = vec![METHOD.to_owned(), source.sha256.to_string(), compiler.clone()];
-        parts.extend(fragments.iter().map(|fragment| fragment.text.clone()));
+    pub fn new(ingredients: Ingredients) -> Result<Self, KernelError> {
+        let versions = format!("{}; {}", command::version("gcc")?, command::version("ld")?);
+        Ok(Self::with(ingredients, Compiler::Machine(versions)))
+    }
+
+    /// The same for a kernel that is built in the builder root.
+    pub fn locked(ingredients: Ingredients, root: BuilderRoot) -> Self {
+        Self::with(ingredients, Compiler::Locked(root))
+    }
+
+    fn with(ingredients: Ingredients, compiler: Compiler) -> Self {
+        let (package, name) = (ingredients.package.sha256.to_string(), compiler.name());
+        let mut parts = vec![METHOD, &package, &name];
+        for patch in &ingredients.patches {
+            parts.extend(["patch", &patch.text]);
+        }
+        parts.extend(
+            ingredients
+                .fragments
+                .iter()
+                .map(|fragment| fragment.text.as_str()),
+        );
         let lengths: Vec<_> = parts
             .iter()
             .map(|part| (part.len() as u64).to_le_bytes())
             .collect();
         let parts = lengths.iter().zip(&parts);
         let key = Digest32::of_parts(parts.flat_map(|(length, part)| [length.as_slice(), part.as_bytes()]));
-        Ok(Self {
-            source,
-            fragments,
+        Self {
+            ingredients,
             compiler,
             key,
-        })
+        }
     }
 
     /// The inputs for the manifest.
     pub fn inputs(&self) -> BTreeMap<String, Digest32> {
+        let compiler = self.compiler.name();
         let mut inputs = BTreeMap::from([
-            (self.source.file.clone(), self.source.sha256),
-            ("kernel method".to_owned(), Digest32::of(METHOD.as_bytes())),
             (
-                format!("compiler: {}", self.compiler),
-                Digest32::of(self.compiler.as_bytes()),
+                self.ingredients.package.file.clone(),
+                self.ingredients.package.sha256,
             ),
+            ("kernel method".to_owned(), Digest32::of(METHOD.as_bytes())),
+            (format!("compiler: {compiler}"), Digest32::of(compiler.as_bytes())),
         ]);
-        for fragment in &self.fragments {
-            inputs.insert(fragment.name.clone(), Digest32::of(fragment.text.as_bytes()));
+        for file in self.ingredients.texts() {
+            inputs.insert(file.name.clone(), Digest32::of(file.text.as_bytes()));
         }
         inputs
     }
@@ -144,27 +190,10 @@ impl KernelPlan {
     ///
     /// # Errors
     /// See [`KernelError`]. The cache then has no kernel under this key, but a log.
-    pub fn build(&self, sources: &Sources, cache: &Path) -> Result<PathBuf, KernelError> {
-        command::require(&TOOLS)?;
-        let source = sources.find(&self.source)?;
-        let kernels = cache.join("kernel");
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| KernelError::Cache { path, source }
-        };
-        fs::create_dir_all(&kernels).map_err(failed(&kernels))?;
-        remove_killed(&kernels).map_err(failed(&kernels))?;
-        let work = tempfile::Builder::new()
-            .prefix(WORK_PREFIX)
-            .tempdir_in(&kernels)
-            .map_err(failed(&kernels))?;
-        let log = kernels.join("build.log");
-        fs::write(&log, "").map_err(failed(&log))?;
-
-        let tree = unpack(&source, work.path(), &log)?;
-        self.configure(&tree, &log)?;
-        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        command::run(make(&tree).args([&format!("-j{jobs}"), "bzImage"]), Some(&log))?;
+    pub fn build(&self, sources: &Sources, cache: &Path, jobs: usize) -> Result<PathBuf, KernelError> {
+        let (work, tree, log) = self.prepare(sources, cache)?;
+        let mut make = self.compiler.command("make", &tree);
+        command::run(make.args([&format!("-j{jobs}"), "bzImage"]), Some(&log))?;
 
         let done = work.path().join("done");
         fs::create_dir(&done).map_err(failed(&done))?;
@@ -175,31 +204,88 @@ impl KernelPlan {
             written.map_err(failed(&done))?;
         }
         let folder = self.folder(cache);
+        if folder.is_dir() {
+            fs::remove_dir_all(&folder).map_err(failed(&folder))?;
+        }
         fs::rename(&done, &folder).map_err(failed(&folder))?;
         Ok(folder.join("bzImage"))
     }
 
+    /// The configuration alone, which takes a minute instead of ten. The caller holds the cache's lock.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn configuration(&self, sources: &Sources, cache: &Path) -> Result<String, KernelError> {
+        let (_work, tree, _) = self.prepare(sources, cache)?;
+        let path = tree.join(".config");
+        fs::read_to_string(&path).map_err(failed(&path))
+    }
+
+    /// Unpacks, patches and configures: the folder to work in, the source tree in it, and the log.
+    fn prepare(&self, sources: &Sources, cache: &Path) -> Result<(TempDir, PathBuf, PathBuf), KernelError> {
+        command::require(&UNPACKING)?;
+        if let Compiler::Machine(_) = self.compiler {
+            command::require(&BUILDING)?;
+        }
+        let source = sources.find(&self.ingredients.package)?;
+        let kernels = cache.join("kernel");
+        fs::create_dir_all(&kernels).map_err(failed(&kernels))?;
+        remove_killed(&kernels).map_err(failed(&kernels))?;
+        let work = tempfile::Builder::new()
+            .prefix(WORK_PREFIX)
+            .tempdir_in(&kernels)
+            .map_err(failed(&kernels))?;
+        let log = kernels.join("build.log");
+        fs::write(&log, "").map_err(failed(&log))?;
+        let tree = unpack(&source, work.path(), &log)?;
+        self.patch(&tree, &log)?;
+        self.configure(&tree, &log)?;
+        Ok((work, tree, log))
+    }
+
+    /// A patch that does not fit exactly is for another source: what it protects would not be protected.
+    fn patch(&self, tree: &Path, log: &Path) -> Result<(), KernelError> {
+        const FILE: &str = "cocoon.patch";
+        let path = tree.join(FILE);
+        for patch in &self.ingredients.patches {
+            fs::write(&path, &patch.text).map_err(failed(&path))?;
+            let mut command = self.compiler.command("patch", tree);
+            command.args(["--batch", "--forward", "--strip=1", "--fuzz=0"]);
+            command::run(command.arg(format!("--input={FILE}")), Some(log))?;
+            fs::remove_file(&path).map_err(failed(&path))?;
+        }
+        Ok(())
+    }
+
     fn configure(&self, tree: &Path, log: &Path) -> Result<(), KernelError> {
         let path = tree.join(".config");
-        let failed = |source| KernelError::Cache {
-            path: path.clone(),
-            source,
+        let make = |target: &str| {
+            let mut make = self.compiler.command("make", tree);
+            command::run(make.arg(target), Some(log))
         };
-        command::run(make(tree).arg("tinyconfig"), Some(log))?;
-        let mut config = fs::read_to_string(&path).map_err(failed)?;
-        for fragment in &self.fragments {
+        make("tinyconfig")?;
+        let mut config = fs::read_to_string(&path).map_err(failed(&path))?;
+        for fragment in &self.ingredients.fragments {
             config += "\n";
             config += &fragment.text;
         }
-        fs::write(&path, config).map_err(failed)?;
-        command::run(make(tree).arg("olddefconfig"), Some(log))?;
-        let config = fs::read_to_string(&path).map_err(failed)?;
-        check_configuration(&self.fragments, &config)?;
-        check_forbidden(&config)
+        fs::write(&path, config).map_err(failed(&path))?;
+        make("olddefconfig")?;
+        let config = fs::read_to_string(&path).map_err(failed(&path))?;
+        let release = matches!(self.compiler, Compiler::Locked(_));
+        configuration::check(&self.ingredients.fragments, &config, release)
     }
 
     fn folder(&self, cache: &Path) -> PathBuf {
         cache.join("kernel").join(self.key.to_string())
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> KernelError {
+    let path = path.to_owned();
+    move |source| KernelError::Cache {
+        path: path.clone(),
+        source,
     }
 }
 
@@ -242,15 +328,12 @@ fn find_one(folder: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<PathBuf>
     ))
 }
 
-/// `make` in a tree, with everything fixed that would otherwise get into the kernel.
-fn make(tree: &Path) -> Command {
-    let mut make = Command::new("make");
-    make.arg("--silent")
+/// A program of this machine, cut off from variables that would change what it makes.
+fn machine_command(program: &str, tree: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
         .current_dir(tree)
-        .env("KBUILD_BUILD_TIMESTAMP", "2026-01-01")
-        .env("KBUILD_BUILD_USER", "cocoon")
-        .env("KBUILD_BUILD_HOST", "cocoon")
-        .env("KBUILD_BUILD_VERSION", "1")
+        .envs(FIXED)
         .env("LC_ALL", "C")
         .env("TZ", "UTC");
     for variable in [
@@ -261,110 +344,86 @@ fn make(tree: &Path) -> Command {
         "ARCH",
         "CROSS_COMPILE",
     ] {
-        make.env_remove(variable);
+        command.env_remove(variable);
     }
-    make
-}
-
-/// Every line of the fragments has to hold; where two name the same option, the later one.
-fn check_configuration(fragments: &[Fragment], config: &str) -> Result<(), KernelError> {
-    let found: BTreeMap<_, _> = config.lines().filter_map(assignment).collect();
-    let lines = fragments.iter().flat_map(|fragment| fragment.text.lines());
-    let wanted: BTreeMap<_, _> = lines.filter_map(assignment).collect();
-    let wrong: Vec<_> = wanted
-        .into_iter()
-        .map(|(option, value)| (option, value, found.get(option).copied().unwrap_or("n")))
-        .filter(|(_, value, found)| value != found)
-        .map(|(option, value, found)| format!("{option}={value} (found {found})"))
-        .collect();
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    Err(KernelError::Configuration { wrong })
-}
-
-fn check_forbidden(config: &str) -> Result<(), KernelError> {
-    let on = config.lines().filter_map(assignment);
-    let found: Vec<_> = on
-        .filter(|(option, value)| *value != "n" && FORBIDDEN.contains(option))
-        .map(|(option, value)| format!("{option}={value}"))
-        .collect();
-    if found.is_empty() {
-        return Ok(());
-    }
-    Err(KernelError::Forbidden { found })
-}
-
-fn assignment(line: &str) -> Option<(&str, &str)> {
-    line.trim().strip_prefix("CONFIG_")?.split_once('=')
+    command
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::tests::locked;
+    use crate::lock::{LockedInput, tests::locked};
 
-    fn fragment(text: &str) -> Fragment {
-        Fragment {
-            name: "test".into(),
-            text: text.into(),
-        }
-    }
-
-    #[test]
-    fn a_later_fragment_overrides_and_every_other_line_must_hold() {
-        let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x,y\"\nCONFIG_D=-1\n";
-        let check = |texts: &[&str]| {
-            let fragments: Vec<_> = texts.iter().map(|text| fragment(text)).collect();
-            check_configuration(&fragments, config).map_err(|error| error.to_string())
+    fn ingredients(package: LockedInput, patches: &[&str], fragments: &[&str]) -> Ingredients {
+        let files = |texts: &[&str]| {
+            let file = |text: &&str| RecipeFile {
+                name: "test".into(),
+                text: (*text).into(),
+            };
+            texts.iter().map(file).collect()
         };
-        assert_eq!(check(&["CONFIG_A=n\nCONFIG_B=n", "CONFIG_A=y"]), Ok(()));
-        assert_eq!(check(&["# CONFIG_A=n\nCONFIG_C=\"x,y\"\nCONFIG_D=-1"]), Ok(()));
-        for text in ["CONFIG_A=n", "CONFIG_B=y", "CONFIG_C=\"x\"", "CONFIG_MISSPELT=y"] {
-            let error = check(&[text]).unwrap_err();
-            assert!(error.contains(text.trim_start_matches("CONFIG_")), "{error}");
+        Ingredients {
+            package,
+            patches: files(patches),
+            fragments: files(fragments),
         }
     }
 
     #[test]
-    fn no_fragment_gives_a_guest_what_no_guest_may_have() {
-        let check = |config: &str| check_forbidden(config).map_err(|error| error.to_string());
-        let clean = "CONFIG_NET=y\n# CONFIG_INET is not set\nCONFIG_KEXEC=n\nCONFIG_INET_HELP=y\n";
-        assert_eq!(check(clean), Ok(()));
-        for line in ["INET=y", "KEXEC_FILE=m", "DEVMEM=y"] {
-            let error = check(&format!("{clean}CONFIG_{line}\n")).unwrap_err();
-            assert!(error.ends_with(&format!("may have: {line}")), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_key_covers_source_and_fragments() {
-        let key = |source: LockedInput, texts: &[&str]| {
-            let fragments = texts.iter().map(|text| fragment(text)).collect();
-            KernelPlan::new(source, fragments).unwrap().key
+    fn the_key_covers_source_patches_and_fragments() {
+        let key = |source: LockedInput, patches: &[&str], fragments: &[&str]| {
+            KernelPlan::new(ingredients(source, patches, fragments))
+                .unwrap()
+                .key
         };
-        let base = key(locked(b"source"), &["CONFIG_A=y\n"]);
-        assert_eq!(base, key(locked(b"source"), &["CONFIG_A=y\n"]));
-        assert_ne!(base, key(locked(b"source"), &["CONFIG_A=n\n"]));
+        let base = key(locked(b"source"), &[], &["CONFIG_A=y\n"]);
+        assert_eq!(base, key(locked(b"source"), &[], &["CONFIG_A=y\n"]));
+        assert_ne!(base, key(locked(b"source"), &[], &["CONFIG_A=n\n"]));
+        assert_ne!(base, key(locked(b"source"), &["a patch"], &["CONFIG_A=y\n"]));
         assert_ne!(
             base,
-            key(locked(b"source"), &["CONFIG_A=y", "\n"]),
+            key(locked(b"source"), &["CONFIG_A=y\n"], &[]),
+            "a patch is no fragment"
+        );
+        assert_ne!(
+            base,
+            key(locked(b"source"), &[], &["CONFIG_A=y", "\n"]),
             "bytes cannot move between fragments"
         );
         let other = LockedInput {
             sha256: Digest32::of(b"other"),
             ..locked(b"source")
         };
-        assert_ne!(base, key(other, &["CONFIG_A=y\n"]));
+        assert_ne!(base, key(other, &[], &["CONFIG_A=y\n"]));
+    }
+
+    #[test]
+    fn a_patch_for_another_source_stops_the_build() {
+        let tree = tempfile::tempdir().unwrap();
+        let log = tree.path().join("log");
+        fs::write(tree.path().join("file"), "one\ntwo\nthree\n").unwrap();
+        let patch = |from: &str| {
+            let text =
+                format!("Why.\n\n--- a/file\n+++ b/file\n@@ -1,3 +1,3 @@\n one\n-{from}\n+2\n three\n");
+            let plan = KernelPlan::new(ingredients(locked(b"source"), &[&text], &[])).unwrap();
+            plan.patch(tree.path(), &log)
+        };
+        assert!(patch("zwei").is_err());
+        patch("two").unwrap();
+        assert_eq!(
+            fs::read_to_string(tree.path().join("file")).unwrap(),
+            "one\n2\nthree\n"
+        );
+        assert!(patch("two").is_err(), "applied already");
     }
 
     #[test]
     fn a_wrong_source_leaves_no_kernel() {
         let (given, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(given.path().join(&locked(b"source").file), "other bytes").unwrap();
-        let plan = KernelPlan::new(locked(b"source"), vec![]).unwrap();
+        let plan = KernelPlan::new(ingredients(locked(b"source"), &[], &[])).unwrap();
         let sources = Sources::new(Some(given.path().to_owned()), cache.path(), "");
-        let error = plan.build(&sources, cache.path()).unwrap_err();
+        let error = plan.build(&sources, cache.path(), 1).unwrap_err();
         assert!(
             matches!(
                 error,

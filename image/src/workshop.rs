@@ -16,6 +16,7 @@ use crate::{
     crates::{self, CratesError},
     firmware::{FirmwareError, FirmwarePlan, Platform},
     input::Sources,
+    kernel::{Ingredients, KernelError, KernelPlan},
     libtorch::{LibtorchError, LibtorchPlan},
     lock::Lock,
     program::{self, LockedPlaces},
@@ -49,6 +50,9 @@ pub enum PartError {
     /// Firmware.
     #[error("there is no firmware")]
     Firmware(#[from] FirmwareError),
+    /// The kernel.
+    #[error("there is no kernel")]
+    Kernel(#[from] KernelError),
     /// libtorch.
     #[error("there is no libtorch")]
     Libtorch(#[from] LibtorchError),
@@ -96,6 +100,21 @@ impl Workshop<'_> {
         self.progress
             .stage("firmware: compiling, about 4 minutes on two cores");
         Ok(plan.build(self.sources, self.builder, self.jobs)?)
+    }
+
+    /// The kernel with these fragments of the recipe's folder.
+    ///
+    /// # Errors
+    /// See [`PartError`].
+    pub fn kernel(&self, fragments: &[String]) -> Result<PathBuf, PartError> {
+        let ingredients = Ingredients::load(self.source, self.lock, fragments).map_err(KernelError::from)?;
+        let plan = KernelPlan::locked(ingredients, self.builder.clone());
+        if let Some(path) = self.kept(plan.cached(&self.sources.cache)) {
+            return Ok(path);
+        }
+        self.progress
+            .stage("kernel: compiling, about 6 minutes on two cores");
+        Ok(plan.build(self.sources, &self.sources.cache, self.jobs)?)
     }
 
     /// The folder with libtorch for the CPU.

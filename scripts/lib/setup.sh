@@ -11,7 +11,7 @@ BIN=${CARGO_TARGET_DIR:-$REPOSITORY/target}/debug
 # Debian packages, each with the program or file that shows it is there.
 PACKAGES=(
     "qemu-system-x86 qemu-system-x86_64" "ovmf /usr/share/ovmf/OVMF.fd"
-    "gcc gcc" "g++ g++" "make make" "flex flex" "bison bison" "bc bc" "xz-utils xz" "zstd zstd"
+    "gcc gcc" "g++ g++" "make make" "flex flex" "bison bison" "bc bc" "patch patch" "xz-utils xz" "zstd zstd"
     "libelf-dev /usr/include/libelf.h" "libssl-dev /usr/include/openssl/ssl.h"
     "binutils strip" "cmake cmake" "python3 python3" "python3-pip pip3"
 )

@@ -10,6 +10,7 @@ use cocoon_image::{
     command::CommandError,
     image::BuildError,
     input::{DEBIAN_ARCHIVE, InputError, Sources},
+    kernel::KernelError,
     lock::Lock,
     recipe,
     toolchain::ToolchainError,
@@ -97,6 +98,7 @@ fn find_source() -> anyhow::Result<PathBuf> {
 pub(crate) fn is_missing_input(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref().is_some_and(BuildError::is_missing_input)
+            || matches!(cause.downcast_ref(), Some(KernelError::Input(_)))
             || matches!(cause.downcast_ref(), Some(InputError::Missing { .. }))
             || matches!(cause.downcast_ref(), Some(ToolchainError::Missing { .. }))
             || matches!(cause.downcast_ref(), Some(CommandError::MissingTool { .. }))

@@ -21,6 +21,8 @@ use cocoon_image::{
 
 use super::InputArguments;
 
+const KERNEL_CONFIG: &str = "kernel.config";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct PartArguments {
     /// Which part.
@@ -42,6 +44,8 @@ pub(crate) struct PartArguments {
 enum Part {
     /// The agent, as release images have it: without the simulated platform.
     Agent,
+    /// The kernel, as release images have it: nothing that prints.
+    Kernel,
     /// The engine, linked to libtorch.
     Engine,
     /// UEFI firmware for Intel TDX.
@@ -75,6 +79,7 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     let out = &arguments.out;
     match arguments.part {
         Part::Agent => deliver(&workshop.program(&agent(), None)?.path, out)?,
+        Part::Kernel => deliver(&workshop.kernel(&[KERNEL_CONFIG.to_owned()])?, out)?,
         Part::Engine => {
             let libtorch = workshop.libtorch()?;
             deliver(&workshop.program(&engine(), Some(&libtorch))?.path, out)?;
