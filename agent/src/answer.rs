@@ -66,10 +66,13 @@ pub(crate) enum Piece {
     Failed(ApiError),
 }
 
-/// Starts driving a request.
-pub(crate) fn start(job: Job) -> mpsc::Receiver<Piece> {
+/// Starts driving a request. `held` is given back when it is over.
+pub(crate) fn start(job: Job, held: impl Send + 'static) -> mpsc::Receiver<Piece> {
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
-    tokio::spawn(drive(job, sender));
+    tokio::spawn(async move {
+        drive(job, sender).await;
+        drop(held);
+    });
     receiver
 }
 

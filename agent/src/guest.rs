@@ -10,7 +10,7 @@ use std::{
 
 use cocoon_protocol::host::Stage;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, sleep},
 };
 use tracing::{info, warn};
@@ -88,6 +88,7 @@ pub async fn run(
         engine: engine.clone(),
         deadlines,
         draining: AtomicBool::new(false),
+        prompt_bytes: Arc::new(Semaphore::new(serve::PROMPT_BYTES_MAX)),
         created_s: meter::now_s(),
     });
     // Records have a connection of their own: while the host's disk is slow, credit can still be asked for.

@@ -22,6 +22,7 @@ pub mod guest;
 pub mod host;
 pub mod meter;
 pub mod openai;
+mod places;
 pub mod platform;
 pub mod process;
 pub mod records;

@@ -10,7 +10,7 @@ use cocoon_agent::{
     host::HostClient,
     platform,
     process::{Children, EngineCommand, GpuCommand},
-    serve::Deadlines,
+    serve::{self, Deadlines},
     system,
     transport::{Dial, VsockDial, VsockListen},
 };
@@ -36,8 +36,12 @@ const ENGINE_READS: [&str; 5] = [
     "/sys/devices/system/cpu",
 ];
 
-/// Memory that the engine leaves to the kernel and the agent.
-const RESERVED_BYTES: u64 = 96 << 20;
+/// Memory that the engine leaves to the kernel (64 MiB), to connections ([`serve::CONNECTIONS_MAX`]) and to prompts,
+/// which are in memory up to twice: as they came and on their way to the engine.
+const RESERVED_BYTES: u64 = (64 << 20) + (92 << 20) + 2 * serve::PROMPT_BYTES_MAX as u64;
+
+/// Connections, and what else is open: children, the host, the platform's files.
+const OPEN_FILES: u64 = serve::CONNECTIONS_MAX as u64 + 256;
 
 fn main() {
     if std::process::id() != 1 {
@@ -81,6 +85,8 @@ async fn serve(
     host: Arc<HostClient>,
 ) -> Result<(), String> {
     mounted.map_err(|error| format!("{error}: {}", error.cause()))?;
+    system::allow_open_files(OPEN_FILES)
+        .map_err(|error| format!("allowing {OPEN_FILES} open files: {error}"))?;
     // Before the engine starts, which is granted what is below.
     system::make_mount_point(boot::MODEL_DIR.as_ref())
         .map_err(|error| format!("making {}: {error}", boot::MODEL_DIR))?;

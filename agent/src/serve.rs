@@ -1,7 +1,8 @@
 //! Attested HTTPS: TLS 1.3 over any transport, HTTP/1.1 inside, one grant for each connection.
 //!
 //! Whoever connects is a stranger until a grant with a session proof is bound; before that only evidence,
-//! endorsements and the model's name are given out. Every read has a bound and a deadline.
+//! endorsements and the model's name are given out. Every read has a bound and a deadline. Memory for all of them is
+//! bounded by the number of connections ([`CONNECTIONS_MAX`]) and by [`PROMPT_BYTES_MAX`].
 
 use std::{
     convert::Infallible,
@@ -21,7 +22,7 @@ use cocoon_protocol::{LaunchDocument, SessionProof, SignedGrant};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Body as _, Incoming},
     header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
     server::conn::http1,
     service::service_fn,
@@ -31,7 +32,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -44,12 +45,21 @@ use crate::{
     fresh::FreshQuotes,
     meter::{self, Meter, MeterError},
     openai::{self, Answer, ApiError, Chat},
+    places::{Place, Places},
     shape,
     transport::{BoxStream, Listen},
 };
 
-/// Connections at the same time. Each holds some tens of kilobytes.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections at the same time; see [`crate::places`] for who has to go when there are more. Each takes some 40 KiB
+/// here and at most [`crate::transport::PEER_BYTES_MAX`] in the kernel, together 92 MiB: `main` leaves the engine that
+/// much less.
+pub const CONNECTIONS_MAX: usize = 1280;
+/// Connections beyond those that are told to come again. Any further one is closed without a word.
+const REFUSALS_MAX: usize = 32;
+/// From a refused connection's beginning to its end.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
+/// All prompts that are in memory. A connection's prompt is counted from its head until its answer is recorded.
+pub const PROMPT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Of a request line and its headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
@@ -59,7 +69,7 @@ const GRANT_BYTES_MAX: usize = 8 * 1024;
 /// After a listener's error, which can be one that comes again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long others may take, and their word and our key count; tests shorten them.
+/// How long others may take, their word and our key count, and how many may be here; tests lower them.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// TLS handshake.
@@ -75,6 +85,8 @@ pub struct Deadlines {
     pub credit: Duration,
     /// How long a TLS identity is given to new connections.
     pub rotate: Duration,
+    /// Connections at the same time.
+    pub connections: usize,
 }
 
 impl Default for Deadlines {
@@ -86,6 +98,7 @@ impl Default for Deadlines {
             write: Duration::from_secs(60),
             credit: Duration::from_secs(15),
             rotate: certificate::ROTATE_AFTER,
+            connections: CONNECTIONS_MAX,
         }
     }
 }
@@ -110,24 +123,33 @@ pub struct Service {
     pub deadlines: Deadlines,
     /// Set before the guest powers off: no further request is taken.
     pub draining: AtomicBool,
+    /// [`PROMPT_BYTES_MAX`] permits.
+    pub prompt_bytes: Arc<Semaphore>,
     /// When the model was loaded, seconds since 1970.
     pub created_s: u64,
 }
 
 /// Serves every connection of `listener`, for ever.
 pub async fn serve(service: Arc<Service>, listener: &mut dyn Listen) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(service.deadlines.connections);
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     loop {
         let Ok(stream) = listener.accept().await else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // Over the limit the newest is dropped: waiting in the kernel's queue would tell it nothing.
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let service = Arc::clone(&service);
+        let service = Arc::clone(&service);
+        if let Some((place, told_to_leave)) = places.enter() {
             tokio::spawn(async move {
-                serve_connection(service, stream).await;
-                drop(place);
+                tokio::select! {
+                    () = told_to_leave => {}
+                    () = serve_connection(service, stream, Some(place)) => {}
+                }
+            });
+        } else if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
+            tokio::spawn(async move {
+                let _ = timeout(REFUSAL_DEADLINE, serve_connection(service, stream, None)).await;
+                drop(refusal);
             });
         }
     }
@@ -138,10 +160,12 @@ struct Session {
     service: Arc<Service>,
     tls: SharedTls,
     certificate: Digest32,
+    /// Without one, every request is refused.
+    place: Option<Arc<Place>>,
     grant: Mutex<Option<Digest32>>,
 }
 
-async fn serve_connection(service: Arc<Service>, stream: BoxStream) {
+async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Option<Arc<Place>>) {
     let identity = Arc::clone(&service.identity.borrow());
     let Deadlines {
         handshake,
@@ -159,10 +183,12 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream) {
         write_deadline: write,
         stalled: None,
     };
+    let keep_alive = place.is_some();
     let session = Arc::new(Session {
         service,
         tls,
         certificate: identity.certificate,
+        place,
         grant: Mutex::new(None),
     });
     let handle = service_fn(move |request| {
@@ -173,6 +199,7 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream) {
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
+        .keep_alive(keep_alive)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(wire), handle)
@@ -186,6 +213,7 @@ impl Session {
 
     async fn route(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let service = &self.service;
+        let place = self.place.as_ref().ok_or_else(node_full)?;
         let get = request.method() == Method::GET;
         let post = request.method() == Method::POST;
         match request.uri().path() {
@@ -193,9 +221,9 @@ impl Session {
                 Ok(respond(ENDORSEMENTS_MEDIA_TYPE, service.endorsements.clone()))
             }
             "/.well-known/cocoon/evidence" if post => self.evidence(request).await,
-            "/v1/cocoon/grant" if post => self.bind_grant(request).await,
+            "/v1/cocoon/grant" if post => self.bind_grant(request, place).await,
             "/v1/models" if get => Ok(json(&openai::models(&service.launch, service.created_s))),
-            "/v1/chat/completions" if post => self.chat(request).await,
+            "/v1/chat/completions" if post => self.chat(request, place).await,
             "/.well-known/cocoon/endorsements" | "/v1/models" => Err(wrong_method("GET")),
             "/.well-known/cocoon/evidence" | "/v1/cocoon/grant" | "/v1/chat/completions" => {
                 Err(wrong_method("POST"))
@@ -238,7 +266,11 @@ impl Session {
         ))
     }
 
-    async fn bind_grant(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    async fn bind_grant(
+        &self,
+        request: Request<Incoming>,
+        place: &Place,
+    ) -> Result<Response<Body>, ApiError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Offer {
@@ -261,18 +293,20 @@ impl Session {
             .await
             .map_err(|error| meter_error(&error))?;
         *self.grant.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        place.paid();
         Ok(json(
             &serde_json::to_value(balance).expect("a balance is plain numbers"),
         ))
     }
 
-    async fn chat(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    async fn chat(&self, request: Request<Incoming>, place: &Arc<Place>) -> Result<Response<Body>, ApiError> {
         let service = &self.service;
         let bound = *self.grant.lock().unwrap_or_else(PoisonError::into_inner);
         let grant = bound.ok_or_else(|| {
             let message = "no grant is bound to this connection; send one to /v1/cocoon/grant first";
             ApiError::new(402, "no_grant", message)
         })?;
+        let memory = self.memory_for(&request)?;
         let body = self.read_body(request, CHAT_BYTES_MAX).await?;
         if service.draining.load(Ordering::Relaxed) {
             return Err(ApiError::new(503, "shutting_down", "this node is shutting down"));
@@ -283,6 +317,7 @@ impl Session {
             .admit(grant, chat.worst)
             .await
             .map_err(|error| meter_error(&error))?;
+        let serving = place.serve().ok_or_else(node_full)?;
         let running = service
             .engine
             .generate(chat.messages, chat.sampling)
@@ -298,7 +333,7 @@ impl Session {
             request_id: answer.id.clone(),
             request: body,
         };
-        let pieces = answer::start(job);
+        let pieces = answer::start(job, (memory, serving));
         if chat.stream {
             let stream = answer::stream(answer, pieces, chat.include_usage).await?;
             let mut response = respond("text/event-stream", Bytes::new());
@@ -307,6 +342,18 @@ impl Session {
         } else {
             answer::collect(&answer, pieces).await.map(|whole| json(&whole))
         }
+    }
+
+    /// Sets memory aside for a prompt, as much as it says that it has.
+    fn memory_for(&self, request: &Request<Incoming>) -> Result<OwnedSemaphorePermit, ApiError> {
+        let announced = request.body().size_hint().upper().unwrap_or(u64::MAX);
+        // One that is longer is refused when it is read.
+        let bytes = announced.min(CHAT_BYTES_MAX as u64) as u32;
+        let memory = Arc::clone(&self.service.prompt_bytes).try_acquire_many_owned(bytes);
+        memory.map_err(|_| {
+            let message = "the prompts that are being answered take all the memory for prompts, try again";
+            ApiError::new(503, "prompts_full", message).retry_after(1)
+        })
     }
 
     fn export(&self, label: &[u8], context: Option<&[u8]>) -> Result<[u8; 32], ApiError> {
@@ -343,6 +390,11 @@ fn meter_error(error: &MeterError) -> ApiError {
         MeterError::Host => ApiError::new(503, "host_unavailable", message).retry_after(5),
         MeterError::Full => ApiError::new(503, "too_many_grants", message),
     }
+}
+
+fn node_full() -> ApiError {
+    let message = "every connection that this node has room for is being served, try again";
+    ApiError::new(503, "node_full", message).retry_after(1)
 }
 
 fn wrong_method(allowed: &'static str) -> ApiError {

@@ -1,11 +1,14 @@
-//! What PID 1 owes the kernel: file systems, disk settings, and an end.
+//! What PID 1 owes the kernel and has from it: file systems, disk settings, limits, and an end.
 
 use std::{fs, io, path::Path, time::Duration};
 
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
-    sys::reboot::{RebootMode, reboot},
+    sys::{
+        reboot::{RebootMode, reboot},
+        resource::{Resource, setrlimit},
+    },
     time::{ClockId, clock_gettime},
 };
 
@@ -93,6 +96,14 @@ pub fn memory_bytes() -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.unwrap_or_default().saturating_mul(1024)
+}
+
+/// Lets this process have so many files open at once; the kernel starts PID 1 with 1024.
+///
+/// # Errors
+/// The kernel's.
+pub fn allow_open_files(count: u64) -> io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, count, count)?)
 }
 
 /// Time since the kernel started.

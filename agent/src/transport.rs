@@ -2,11 +2,15 @@
 //!
 //! There is no IP stack in the guest, so these two traits are the only way in or out.
 
-use std::{future::Future, io, pin::Pin};
+use std::{future::Future, io, os::fd::AsRawFd, pin::Pin};
 
 use cocoon_protocol::host::HOST_CID;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+
+/// What a peer may send to a connection before it is read; the kernel keeps it. Its own default is 256 KiB, and peers
+/// are strangers. A TLS record and a half.
+pub const PEER_BYTES_MAX: u64 = 32 * 1024;
 
 /// A future behind a pointer, for traits used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -50,9 +54,11 @@ impl VsockListen {
     /// Binds a port of the guest.
     ///
     /// # Errors
-    /// The port is taken, or the kernel has no vsock.
+    /// The port is taken, or the kernel has no vsock, or not this option of it.
     pub fn bind(port: u32) -> io::Result<Self> {
-        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map(Self)
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+        bound_peer_bytes(&listener)?;
+        Ok(Self(listener))
     }
 }
 
@@ -66,5 +72,28 @@ impl Listen for VsockListen {
                 }
             }
         })
+    }
+}
+
+/// Accepted connections inherit it from their listener.
+#[allow(unsafe_code, reason = "nix has no socket options of vsock")]
+fn bound_peer_bytes(listener: &impl AsRawFd) -> io::Result<()> {
+    /// `SO_VM_SOCKETS_BUFFER_SIZE` of linux/vm_sockets.h, which libc lacks; an unsigned long long.
+    const BUFFER_SIZE: libc::c_int = 0;
+    let bytes = PEER_BYTES_MAX;
+    // SAFETY: the kernel reads `bytes`, of the given size, during the call.
+    let set = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::AF_VSOCK,
+            BUFFER_SIZE,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }

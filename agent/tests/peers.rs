@@ -7,10 +7,13 @@ mod world;
 
 use std::time::Duration;
 
-use cocoon_agent::serve::Deadlines;
+use cocoon_agent::serve::{Deadlines, PROMPT_BYTES_MAX};
+use cocoon_protocol::{SessionProof, SignedGrant};
 use hyper::StatusCode;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use world::World;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio_rustls::client::TlsStream;
+use world::{World, chat_body, owner};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -106,4 +109,103 @@ async fn a_peer_that_asks_and_reads_nothing_is_cut_off() {
         .await
         .expect("the agent ends the connection");
     is_served(&world).await;
+}
+
+fn places(connections: usize) -> Deadlines {
+    Deadlines {
+        connections,
+        ..Deadlines::default()
+    }
+}
+
+/// A connection with a bound grant, on which anything can be written.
+async fn paying_raw(world: &World, grant: &SignedGrant) -> TlsStream<DuplexStream> {
+    let mut tls = world.raw().await;
+    let label = SessionProof::EXPORTER_LABEL;
+    let exporter = tls.get_ref().1.export_keying_material([0; 32], label, None);
+    let proof = SessionProof::sign(&owner(), &exporter.unwrap(), &grant.grant);
+    let body = json!({"grant": grant, "proof": proof}).to_string();
+    let head = format!("POST /v1/cocoon/grant HTTP/1.1\r\ncontent-length: {}", body.len());
+    tls.write_all(format!("{head}\r\n\r\n{body}").as_bytes())
+        .await
+        .unwrap();
+    // Its body alone is filled up to so much.
+    let mut answer = [0; 1024];
+    tls.read_exact(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    tls
+}
+
+/// 256 of them were enough to shut everybody else out.
+#[tokio::test]
+async fn idle_connections_do_not_shut_others_out() {
+    let world = World::start_with(4, places(8)).await;
+    let (mut paying, _) = world.paying_client().await;
+    let mut idle = vec![];
+    for _ in 0..20 {
+        idle.push(world.silent().await);
+    }
+    is_served(&world).await;
+    assert_eq!(to_the_end(idle.remove(0)).await, "", "the longest here had to go");
+    let (status, _) = paying.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::OK, "who pays goes last");
+}
+
+#[tokio::test]
+async fn when_every_place_serves_an_answer_the_next_is_told_to_come_again() {
+    let world = World::start_with(4, places(2)).await;
+    let ((mut one, _), (mut two, _)) = (world.paying_client().await, world.paying_client().await);
+    let stream = json!({"stream": true});
+    let mut answers = vec![];
+    for client in [&mut one, &mut two] {
+        let body = chat_body("hang", &stream);
+        answers.push(client.open("POST", "/v1/chat/completions", body).await);
+    }
+    let mut late = world.client().await;
+    let refused = late.open("GET", "/v1/models", vec![]).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_eq!(refused.headers()["connection"], "close");
+    // A place is free again when an answer's connection ends.
+    drop((answers.remove(0), one));
+    let served = async {
+        while world.client().await.send("GET", "/v1/models", vec![]).await.0 != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let served = tokio::time::timeout(Duration::from_secs(60), served).await;
+    served.expect("a place is free again");
+}
+
+#[tokio::test]
+async fn prompts_beyond_the_memory_for_them_are_told_to_come_again() {
+    let world = World::start_with(64, Deadlines::default()).await;
+    let (mut client, grant) = world.paying_client().await;
+    // Announced, and never sent.
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n",
+        1 << 20
+    );
+    let mut sending = vec![];
+    for _ in 0..PROMPT_BYTES_MAX >> 20 {
+        let mut paying = paying_raw(&world, &grant).await;
+        paying.write_all(head.as_bytes()).await.unwrap();
+        paying.flush().await.unwrap();
+        sending.push(paying);
+    }
+    let busy = async {
+        while client.chat("count 1", json!({})).await.0 != StatusCode::SERVICE_UNAVAILABLE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let busy = tokio::time::timeout(Duration::from_secs(60), busy).await;
+    busy.expect("all memory for prompts is set aside");
+    drop(sending);
+    let free = async {
+        while client.chat("count 1", json!({})).await.0 != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let free = tokio::time::timeout(Duration::from_secs(60), free).await;
+    free.expect("it is given back");
 }
