@@ -15,6 +15,7 @@ use cocoon_launch::{
     exit::{Exit, Failure, OrExit as _},
     journal, node,
     progress::{Audience, Progress, Reporter},
+    relay,
     settler::Settlement,
     state_dir::StateDir,
     status::{AskError, FromSupervisor, Status, ToSupervisor, ask},
@@ -147,6 +148,7 @@ async fn up(node: &Node, supervise: bool) -> Result<(), Failure> {
         // A session of its own: the terminal that started it may go.
         nix::unistd::setsid().or_exit(Exit::Internal)?;
     }
+    relay::allow_open_files().or_exit(Exit::Internal)?;
     let audience = if supervise {
         Audience::Waiter
     } else {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -19,6 +20,12 @@ use tokio::{
 };
 
 use crate::guest_socket::GuestSocket;
+
+/// For each direction of a connection: a TLS record.
+const COPY_BYTES: usize = 16 * 1024;
+
+/// Each connection is two open files here and two in the vsock back end, which inherits this limit; 1024 are the rule.
+const OPEN_FILES: u64 = 4096;
 
 /// Bounds on the relay.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +42,25 @@ pub struct RelayLimits {
 impl Default for RelayLimits {
     fn default() -> Self {
         Self {
-            connections_max: 256,
+            // More than the guest has places for (1,280): who has to go is the guest's to say, which knows who pays.
+            connections_max: 1536,
             idle_max: Duration::from_secs(15 * 60),
             connect_max: Duration::from_secs(10),
         }
     }
+}
+
+/// Lets this process and those that it starts have as many open files as the relay needs, or as they may.
+///
+/// # Errors
+/// The kernel's.
+pub fn allow_open_files() -> io::Result<()> {
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(
+        Resource::RLIMIT_NOFILE,
+        now.max(OPEN_FILES.min(most)),
+        most,
+    )?)
 }
 
 /// What the relay did so far.
@@ -128,7 +149,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     activity: &Activity,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; 32 * 1024];
+    let mut buffer = vec![0; COPY_BYTES];
     loop {
         let bytes = from.read(&mut buffer).await?;
         if bytes == 0 {

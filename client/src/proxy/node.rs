@@ -16,7 +16,7 @@ use crate::{
     clock,
 };
 
-/// Connections to one node, as many as an agent takes.
+/// Connections to one node, a fifth of what an agent has places for.
 const CONNECTIONS_MAX: usize = 256;
 /// Connections that are kept without a request.
 const IDLE_MAX: usize = 64;
