@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Each of our crates and the ones of ours that it may depend on (normal and build dependencies).
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("cocoon-evidence", &[]),
     ("cocoon-protocol", &["cocoon-evidence"]),
     ("cocoon-verify", &["cocoon-evidence"]),
@@ -41,6 +41,11 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "cocoon-simulator",
             "cocoon-settlement",
         ],
+    ),
+    // Runs the agent natively, with everything around it played.
+    (
+        "cocoon-soak",
+        &["cocoon-agent", "cocoon-protocol", "cocoon-evidence"],
     ),
     // Tests of the whole way may use everything.
     ("cocoon-e2e", EVERYTHING),
