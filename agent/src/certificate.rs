@@ -1,12 +1,13 @@
 //! The TLS identity: an ECDSA P-256 key made in the guest, and a self-signed certificate that carries the
-//! quote binding it. Web PKI plays no part; clients judge the evidence.
+//! quote binding it, or names it by digest. Web PKI plays no part; clients judge the evidence.
 //!
 //! A new identity means a new quote, not a new event. Connections keep the identity they began with.
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use cocoon_evidence::{
-    CERTIFICATE_BYTES_MAX, Digest32, EVIDENCE_EXTENSION_OID, Role, TlsBinding, encode_extension,
+    CERTIFICATE_BYTES_MAX, CertifiedEvidence, Digest32, EVIDENCE_EXTENSION_OID, Role, TlsBinding,
 };
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, PublicKeyData as _, date_time_ymd,
@@ -52,6 +53,8 @@ pub struct Identity {
     pub config: Arc<ServerConfig>,
     /// SHA-256 of the certificate, DER.
     pub certificate: Digest32,
+    /// The bundle that the certificate carries or names.
+    pub evidence: Bytes,
 }
 
 /// Why there is no identity.
@@ -95,9 +98,12 @@ impl Identity {
             log: attestor.log().replay(),
         };
         let bundle = attestor.evidence(binding.report_data()).await?;
-        let certificate = certificate(&key, (not_before_s, not_after_s), encode_extension(&bundle))?;
+        let evidence = bundle.encode().into();
+        let extension = CertifiedEvidence::of(bundle).encode();
+        let certificate = certificate(&key, (not_before_s, not_after_s), extension)?;
         Ok(Self {
             certificate: Digest32::of(&certificate),
+            evidence,
             config: Arc::new(config(key, certificate)?),
         })
     }

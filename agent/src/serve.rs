@@ -17,7 +17,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use cocoon_evidence::{Digest32, Digest48, ENDORSEMENTS_MEDIA_TYPE, FreshBinding, NONCE_BYTES, Role};
+use cocoon_evidence::{
+    CMW_MEDIA_TYPE, Digest32, Digest48, ENDORSEMENTS_MEDIA_TYPE, FreshBinding, NONCE_BYTES, Role,
+};
 use cocoon_protocol::{LaunchDocument, SessionProof, SignedGrant};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{
@@ -159,7 +161,7 @@ pub async fn serve(service: Arc<Service>, listener: &mut dyn Listen) {
 struct Session {
     service: Arc<Service>,
     tls: SharedTls,
-    certificate: Digest32,
+    identity: Arc<Identity>,
     /// Without one, every request is refused.
     place: Option<Arc<Place>>,
     grant: Mutex<Option<Digest32>>,
@@ -187,7 +189,7 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
     let session = Arc::new(Session {
         service,
         tls,
-        certificate: identity.certificate,
+        identity,
         place,
         grant: Mutex::new(None),
     });
@@ -220,11 +222,16 @@ impl Session {
             "/.well-known/cocoon/endorsements" if get => {
                 Ok(respond(ENDORSEMENTS_MEDIA_TYPE, service.endorsements.clone()))
             }
+            "/.well-known/cocoon/certificate-evidence" if get => {
+                Ok(respond(CMW_MEDIA_TYPE, self.identity.evidence.clone()))
+            }
             "/.well-known/cocoon/evidence" if post => self.evidence(request).await,
             "/v1/cocoon/grant" if post => self.bind_grant(request, place).await,
             "/v1/models" if get => Ok(json(&openai::models(&service.launch, service.created_s))),
             "/v1/chat/completions" if post => self.chat(request, place).await,
-            "/.well-known/cocoon/endorsements" | "/v1/models" => Err(wrong_method("GET")),
+            "/.well-known/cocoon/endorsements"
+            | "/.well-known/cocoon/certificate-evidence"
+            | "/v1/models" => Err(wrong_method("GET")),
             "/.well-known/cocoon/evidence" | "/v1/cocoon/grant" | "/v1/chat/completions" => {
                 Err(wrong_method("POST"))
             }
@@ -249,7 +256,7 @@ impl Session {
         let binding = FreshBinding {
             nonce: &nonce,
             exporter: &self.export(FreshBinding::EXPORTER_LABEL, Some(&nonce))?,
-            certificate: self.certificate,
+            certificate: self.identity.certificate,
             role: Role::Inference,
             log: self.service.log,
         };

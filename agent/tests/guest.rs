@@ -18,8 +18,7 @@ use std::{
 
 use cocoon_agent::{boot::BootError, serve::Deadlines};
 use cocoon_evidence::{
-    Digest32, EVIDENCE_EXTENSION_OID, EventKind, FreshBinding, Platform, Role, RuntimeEvent, TlsBinding,
-    decode_extension,
+    CertifiedEvidence, Digest32, EventKind, FreshBinding, Platform, Role, RuntimeEvent, TlsBinding,
 };
 use cocoon_protocol::{ContentKey, SessionProof, SignedReceipt, TokenCounts};
 use ed25519_dalek::SigningKey;
@@ -80,13 +79,9 @@ async fn the_certificate_carries_evidence_over_its_own_key_and_validity() {
     let mut client = world.client().await;
     let usage_key = client.usage_key().await;
     let (_, certificate) = x509_parser::parse_x509_certificate(&client.certificate).unwrap();
-    let oid = EVIDENCE_EXTENSION_OID.map(|arc| arc.to_string()).join(".");
-    let extension = certificate
-        .extensions()
-        .iter()
-        .find(|found| found.oid.to_id_string() == oid)
-        .unwrap();
-    let bundle = decode_extension(extension.value).unwrap();
+    let CertifiedEvidence::Carried(bundle) = client.certified_evidence() else {
+        panic!("without GPUs a bundle fits");
+    };
     let validity = certificate.validity();
     let binding = TlsBinding {
         spki: certificate.public_key().raw,

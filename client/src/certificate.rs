@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use cocoon_evidence::{
-    CERTIFICATE_BYTES_MAX, Digest32, EVIDENCE_EXTENSION_OID, EvidenceBundle, ExtensionError, decode_extension,
+    BundleError, CERTIFICATE_BYTES_MAX, CertifiedEvidence, Digest32, EVIDENCE_EXTENSION_OID, EvidenceBundle,
+    ExtensionError,
 };
 use rustls::{
     CertificateError, DigitallySignedStruct, OtherError, SignatureScheme,
@@ -50,6 +51,19 @@ pub enum CertificateFault {
     /// The extension is there and cannot be read.
     #[error("the evidence in the server's certificate cannot be read")]
     Evidence(#[from] ExtensionError),
+    /// The certificate names evidence by digest, and what the server gave has another.
+    #[error(
+        "the server's certificate names evidence with SHA-256 {named}, the evidence that it gave has {found}"
+    )]
+    OtherEvidence {
+        /// In the certificate.
+        named: Digest32,
+        /// Of what came.
+        found: Digest32,
+    },
+    /// It is what the certificate names, and no bundle.
+    #[error("the evidence that the server's certificate names cannot be read")]
+    NamedEvidence(#[from] BundleError),
     /// Out of its validity.
     #[error(
         "the server's certificate is valid from {not_before_s} to {not_after_s} (seconds since 1970), it is now {now_s}"
@@ -82,7 +96,7 @@ pub struct Leaf {
     /// SHA-256 of the certificate's DER.
     pub digest: Digest32,
     /// What the evidence extension holds.
-    pub bundle: EvidenceBundle,
+    pub evidence: CertifiedEvidence,
 }
 
 impl Leaf {
@@ -100,8 +114,26 @@ impl Leaf {
             not_before_s,
             not_after_s,
             digest: Digest32::of(der),
-            bundle: decode_extension(evidence_extension(&certificate)?)?,
+            evidence: CertifiedEvidence::decode(evidence_extension(&certificate)?)?,
         })
+    }
+
+    /// The evidence, given what was fetched if the certificate only names it. `None`: nothing was fetched.
+    ///
+    /// # Errors
+    /// What was fetched is not what the certificate names, or no bundle.
+    pub(crate) fn bundle(&self, fetched: Option<&[u8]>) -> Result<Option<EvidenceBundle>, CertificateFault> {
+        match (&self.evidence, fetched) {
+            (CertifiedEvidence::Carried(bundle), _) => Ok(Some(bundle.clone())),
+            (CertifiedEvidence::ByDigest(_), None) => Ok(None),
+            (CertifiedEvidence::ByDigest(named), Some(fetched)) => {
+                let (named, found) = (*named, Digest32::of(fetched));
+                if found != named {
+                    return Err(CertificateFault::OtherEvidence { named, found });
+                }
+                Ok(Some(EvidenceBundle::decode(fetched)?))
+            }
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use cocoon_evidence::{ENDORSEMENTS_BYTES_MAX, FRESH_BYTES_MAX, FreshEvidenceError};
+use cocoon_evidence::{
+    BUNDLE_BYTES_MAX, CertifiedEvidence, ENDORSEMENTS_BYTES_MAX, FRESH_BYTES_MAX, FreshEvidenceError,
+};
 use cocoon_protocol::LaunchDocumentError;
 use cocoon_verify::{Floors, Policy, Refusal};
 use hyper::Method;
@@ -134,7 +136,13 @@ pub(crate) async fn prove(
     );
     let proven = async {
         // What cannot be a guest's certificate is not asked for anything.
-        Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
+        let leaf = Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
+        if matches!(leaf.evidence, CertifiedEvidence::ByDigest(_)) {
+            let named = fetch_named(connection, deadlines).await?;
+            // Before anything else is asked for.
+            leaf.bundle(Some(&named))?;
+            record.named_evidence = Some(named.into());
+        }
         record.endorsements = Some(fetch_endorsements(connection, deadlines).await?.into());
         let certified = record.judge_certificate(policy, floors)?;
         record.evidence = Some(fetch_evidence(connection, deadlines).await?.into());
@@ -142,6 +150,19 @@ pub(crate) async fn prove(
     }
     .await;
     (record, proven)
+}
+
+async fn fetch_named(connection: &mut Connection, deadlines: &Deadlines) -> Result<Bytes, ExchangeError> {
+    let ask = Ask {
+        step: Step::NamedEvidence,
+        method: Method::GET,
+        path: "/.well-known/cocoon/certificate-evidence",
+        content_type: "application/octet-stream",
+        body: Bytes::new(),
+    };
+    connection
+        .exchange(ask, BUNDLE_BYTES_MAX, deadlines.exchange)
+        .await
 }
 
 async fn fetch_endorsements(

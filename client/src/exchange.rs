@@ -15,6 +15,8 @@ pub enum Step {
     Connect,
     /// TLS.
     Handshake,
+    /// `GET /.well-known/cocoon/certificate-evidence`.
+    NamedEvidence,
     /// `GET /.well-known/cocoon/endorsements`.
     Endorsements,
     /// `POST /.well-known/cocoon/evidence`.
@@ -30,6 +32,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Connect => "connecting",
             Self::Handshake => "the TLS handshake",
+            Self::NamedEvidence => "fetching the evidence that the certificate names",
             Self::Endorsements => "fetching endorsements",
             Self::Evidence => "asking for fresh evidence",
             Self::Grant => "offering the grant",

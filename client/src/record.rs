@@ -9,8 +9,8 @@ use std::{
 };
 
 use cocoon_evidence::{
-    CERTIFICATE_BYTES_MAX, Digest32, ENDORSEMENTS_BYTES_MAX, EventKind, EvidenceBundle, FRESH_BYTES_MAX,
-    FreshBinding, FreshEvidence, NONCE_BYTES, Register, TlsBinding,
+    BUNDLE_BYTES_MAX, CERTIFICATE_BYTES_MAX, Digest32, ENDORSEMENTS_BYTES_MAX, EventKind, EvidenceBundle,
+    FRESH_BYTES_MAX, FreshBinding, FreshEvidence, NONCE_BYTES, Register, TlsBinding,
 };
 use cocoon_protocol::LaunchDocument;
 use cocoon_verify::{Floors, PlatformId, Policy, Refusal, Report, TrustedGuest, appraise};
@@ -22,6 +22,8 @@ const RECORD_VERSION: u32 = 1;
 const SESSION_FILE: &str = "session.json";
 const SESSION_BYTES_MAX: usize = 4096;
 const CERTIFICATE_FILE: &str = "certificate.der";
+/// Only where the certificate names its evidence by digest.
+const NAMED_EVIDENCE_FILE: &str = "certificate-evidence.cbor";
 const ENDORSEMENTS_FILE: &str = "endorsements.cbor";
 const EVIDENCE_FILE: &str = "evidence.cbor";
 
@@ -30,6 +32,8 @@ const EVIDENCE_FILE: &str = "evidence.cbor";
 pub struct Record {
     session: SessionFacts,
     certificate: Vec<u8>,
+    /// The bundle that the certificate names, if it carries none.
+    pub(crate) named_evidence: Option<Vec<u8>>,
     pub(crate) endorsements: Option<Vec<u8>>,
     pub(crate) evidence: Option<Vec<u8>>,
 }
@@ -161,6 +165,7 @@ impl Record {
                 exporter,
             },
             certificate,
+            named_evidence: None,
             endorsements: None,
             evidence: None,
         }
@@ -193,7 +198,9 @@ impl Record {
     ) -> Result<Certified, ConnectError> {
         let now_s = self.session.judged_s;
         let leaf = Leaf::parse(&self.certificate, i64::try_from(now_s).unwrap_or(i64::MAX))?;
-        let events = &leaf.bundle.events;
+        let bundle = leaf.bundle(self.named_evidence.as_deref())?;
+        let bundle = bundle.ok_or(ConnectError::Incomplete)?;
+        let events = &bundle.events;
         let usage_key = events.payload(EventKind::UsageKey).unwrap_or_default();
         let binding = TlsBinding {
             spki: &leaf.spki,
@@ -206,11 +213,11 @@ impl Record {
         };
         let endorsements = self.endorsements.as_deref().ok_or(ConnectError::Incomplete)?;
         let data = binding.report_data();
-        let appraisal = appraise(policy, floors, &leaf.bundle, endorsements, &data, now_s);
+        let appraisal = appraise(policy, floors, &bundle, endorsements, &data, now_s);
         let mut verification = Verification {
             certificate: appraisal.report.clone(),
             fresh: None,
-            facts: Facts::new(&leaf, policy, now_s),
+            facts: Facts::new(&leaf, &bundle, policy, now_s),
         };
         match appraisal.into_trusted() {
             Ok(guest) => {
@@ -278,6 +285,7 @@ impl Record {
         let session = serde_json::to_vec_pretty(&self.session).expect("plain values are JSON");
         let files = [
             (CERTIFICATE_FILE, Some(&self.certificate)),
+            (NAMED_EVIDENCE_FILE, self.named_evidence.as_ref()),
             (ENDORSEMENTS_FILE, self.endorsements.as_ref()),
             (EVIDENCE_FILE, self.evidence.as_ref()),
             // Last: a record without it is one that was not finished.
@@ -320,6 +328,7 @@ impl Record {
         Ok(Self {
             session,
             certificate: read(&folder.join(CERTIFICATE_FILE), CERTIFICATE_BYTES_MAX)?,
+            named_evidence: optional(NAMED_EVIDENCE_FILE, BUNDLE_BYTES_MAX)?,
             endorsements: optional(ENDORSEMENTS_FILE, ENDORSEMENTS_BYTES_MAX)?,
             evidence: optional(EVIDENCE_FILE, FRESH_BYTES_MAX)?,
         })
@@ -327,7 +336,7 @@ impl Record {
 }
 
 impl Facts {
-    fn new(leaf: &Leaf, policy: &Policy, judged_s: u64) -> Self {
+    fn new(leaf: &Leaf, bundle: &EvidenceBundle, policy: &Policy, judged_s: u64) -> Self {
         Self {
             certificate_sha256: leaf.digest,
             not_before_s: leaf.not_before_s,
@@ -335,8 +344,8 @@ impl Facts {
             judged_s,
             policy_expires_s: policy.terms().expires_s,
             platform: None,
-            gpus: leaf.bundle.gpu.len(),
-            events: events(&leaf.bundle),
+            gpus: bundle.gpu.len(),
+            events: events(bundle),
         }
     }
 }

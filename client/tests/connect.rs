@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use cocoon::{
     CertificateFault, ChatError, ChatMessage, ChatOptions, ChatRole, ConnectError, Deadlines, ExchangeError,
-    Exit, ReceiptFault, Session, Step, connect,
+    Exit, ReceiptFault, Record, Session, Step, Verifier, connect, connect_recorded,
 };
-use cocoon_evidence::Digest48;
+use cocoon_evidence::{Digest48, ReportData};
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::{Expect, Floors, Policy, RefusalClass};
 use ed25519_dalek::SigningKey;
-use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Node, Reply, Script, TOKENS, now_s};
+use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Lie, Node, Reply, Script, TOKENS, Then, now_s};
 
 const PROMPT: &str = "the-secret-prompt";
 const OPTIONS: ChatOptions = ChatOptions {
@@ -77,6 +77,11 @@ async fn refused(script: Script, identity: impl FnOnce(&mut Guest) -> Identity) 
 
 fn honest(guest: &mut Guest) -> Identity {
     Identity::of(guest, -60, DAY_S)
+}
+
+/// With its evidence by digest.
+fn named(guest: &mut Guest) -> Identity {
+    Identity::by_digest(guest, |_| ())
 }
 
 #[track_caller]
@@ -184,6 +189,148 @@ async fn fresh_evidence_of_another_guest_is_refused() {
     assert_sent_nothing(&node);
 }
 
+const ASKED_FIRST: [&str; 1] = ["GET /.well-known/cocoon/certificate-evidence"];
+
+/// Of 200 bytes of evidence that are announced, 100 come.
+fn half_of_it(then: Then) -> Lie {
+    Lie {
+        to: ASKED_FIRST[0],
+        after_the_truth: false,
+        bytes: [
+            b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n".as_slice(),
+            &[7; 100],
+        ]
+        .concat(),
+        then,
+    }
+}
+
+#[tokio::test]
+async fn evidence_named_by_digest_is_fetched_first_judged_and_kept() {
+    let mut guest = Guest::boot(&platform(), 1);
+    let (policy, identity) = (guest.policy(), named(&mut guest));
+    let node = Node::serve(guest, &identity, Script::default()).await;
+    let deadlines = Deadlines::default();
+    let (record, session) =
+        connect_recorded(&node.endpoint, &policy, Floors::default(), now_s(), &deadlines).await;
+    assert!(session.unwrap().verification().certificate.is_accepted());
+    let asked = node.requests();
+    assert_eq!(
+        (&asked[..1], asked.len()),
+        (&ASKED_FIRST.map(String::from)[..], 3)
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("saved");
+    record.unwrap().save(&saved).unwrap();
+    let judge = || Record::load(&saved).unwrap().judge(&policy, Floors::default());
+    judge().unwrap();
+    let file = saved.join("certificate-evidence.cbor");
+    let mut evidence = std::fs::read(&file).unwrap();
+    evidence[100] ^= 1;
+    std::fs::write(&file, evidence).unwrap();
+    assert!(matches!(
+        judge().unwrap_err(),
+        ConnectError::Certificate(CertificateFault::OtherEvidence { .. })
+    ));
+    std::fs::remove_file(&file).unwrap();
+    assert!(matches!(judge().unwrap_err(), ConnectError::Incomplete));
+}
+
+#[tokio::test]
+async fn a_proven_key_costs_no_fetch_of_its_evidence() {
+    let mut guest = Guest::boot(&platform(), 1);
+    let (policy, identity) = (guest.policy(), named(&mut guest));
+    let node = Node::serve(guest, &identity, Script::default()).await;
+    let verifier = Verifier::new(policy, Floors::default(), Deadlines::default()).unwrap();
+    verifier.connect(&node.endpoint).await.unwrap();
+    let cold = node.requests().len();
+    verifier.connect(&node.endpoint).await.unwrap();
+    assert_eq!(node.requests().len(), cold);
+}
+
+/// Genuine evidence, but not what the certificate names: of another guest, or of this one made anew.
+#[tokio::test]
+async fn other_evidence_than_the_certificate_names_is_refused_before_anything_else_is_asked() {
+    let platform = platform();
+    let mut guest = Guest::boot(&platform, 1);
+    let policy = guest.policy();
+    let identity = named(&mut guest);
+    for other in [&mut Guest::boot(&platform, 2), &mut Guest::boot(&platform, 1)] {
+        let bundle = other.bundle(ReportData([7; 64])).encode();
+        let script = Script {
+            named_evidence: Reply::Bytes(bundle),
+            ..Script::default()
+        };
+        let node = Node::serve(Guest::boot(&platform, 1), &identity, script).await;
+        let error = dial(&node, &policy).await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ConnectError::Certificate(CertificateFault::OtherEvidence { .. })
+            ),
+            "{error:?}"
+        );
+        assert_eq!(Exit::from(&error), Exit::Channel);
+        assert_eq!(node.requests(), ASKED_FIRST);
+    }
+}
+
+#[tokio::test]
+async fn named_evidence_that_lies_about_its_lengths_is_refused() {
+    type Lie = fn(&mut Vec<u8>);
+    let lies: [Lie; 3] = [
+        |evidence| evidence.truncate(900),
+        |evidence| evidence.push(0),
+        // The quote, a byte string of two length bytes, announces more than follows.
+        |evidence| evidence[5..7].fill(0xff),
+    ];
+    for lie in lies {
+        let (error, node) = refused(Script::default(), |guest| Identity::by_digest(guest, lie)).await;
+        assert!(
+            matches!(
+                error,
+                ConnectError::Certificate(CertificateFault::NamedEvidence(_))
+            ),
+            "{error:?}"
+        );
+        assert_eq!(node.requests(), ASKED_FIRST);
+    }
+    let half = Script {
+        lie: Some(half_of_it(Then::Close)),
+        ..Script::default()
+    };
+    let (error, node) = refused(half, named).await;
+    assert!(
+        matches!(error, ConnectError::Exchange(ExchangeError::Broken { .. })),
+        "{error:?}"
+    );
+    let received = String::from_utf8(node.received()).unwrap();
+    assert!(received.starts_with(ASKED_FIRST[0]), "{received}");
+    assert_eq!(received.matches(" HTTP/1.1\r\n").count(), 1, "{received}");
+}
+
+#[tokio::test]
+async fn named_evidence_that_is_not_given_is_no_evidence() {
+    let script = Script {
+        named_evidence: Reply::Error,
+        ..Script::default()
+    };
+    let (error, node) = refused(script, named).await;
+    assert!(
+        matches!(
+            error,
+            ConnectError::Exchange(ExchangeError::Status {
+                step: Step::NamedEvidence,
+                status: 500,
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+    assert_eq!(node.requests(), ASKED_FIRST);
+}
+
 #[tokio::test]
 async fn a_certificate_from_yesterday_is_refused() {
     let (error, node) = refused(Script::default(), |guest| Identity::of(guest, -2 * DAY_S, -DAY_S)).await;
@@ -208,14 +355,15 @@ async fn an_oversized_certificate_is_refused() {
 
 #[tokio::test]
 async fn oversized_endorsements_and_evidence_are_refused() {
-    for step in [Step::Endorsements, Step::Evidence] {
+    for step in [Step::NamedEvidence, Step::Endorsements, Step::Evidence] {
         let giant = || Reply::Bytes(vec![b' '; 1024 * 1024]);
         let mut script = Script::default();
         match step {
+            Step::NamedEvidence => script.named_evidence = giant(),
             Step::Endorsements => script.endorsements = giant(),
             _ => script.evidence = giant(),
         }
-        let (error, _) = refused(script, honest).await;
+        let (error, _) = refused(script, named).await;
         assert!(
             matches!(error, ConnectError::Exchange(ExchangeError::TooLarge { step: found, .. }) if found == step),
             "{error:?}"
@@ -250,14 +398,18 @@ async fn a_failing_node_cannot_write_to_the_terminal() {
 #[tokio::test]
 async fn a_node_that_stalls_is_given_up() {
     type Stall = fn(&mut Script);
-    let stalls: [(Step, Stall); 3] = [
+    let stalls: [(Step, Stall); 5] = [
         (Step::Handshake, |script| script.stall_handshake = true),
+        (Step::NamedEvidence, |script| script.named_evidence = Reply::Stall),
+        (Step::NamedEvidence, |script| {
+            script.lie = Some(half_of_it(Then::Hold));
+        }),
         (Step::Endorsements, |script| script.endorsements = Reply::Stall),
         (Step::Evidence, |script| script.evidence = Reply::Stall),
     ];
     for (step, stall) in stalls {
         let mut guest = Guest::boot(&platform(), 1);
-        let (policy, identity) = (guest.policy(), honest(&mut guest));
+        let (policy, identity) = (guest.policy(), named(&mut guest));
         let mut script = Script::default();
         stall(&mut script);
         let node = Node::serve(guest, &identity, script).await;
@@ -271,7 +423,7 @@ async fn a_node_that_stalls_is_given_up() {
             .await
             .unwrap_err();
         assert!(
-            matches!(error, ConnectError::Exchange(ExchangeError::Stalled { .. })),
+            matches!(error, ConnectError::Exchange(ExchangeError::Stalled { step: found, .. }) if found == step),
             "{step}: {error:?}"
         );
         assert_eq!(Exit::from(&error), Exit::Unreachable);

@@ -4,9 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cocoon_evidence::{
-    Digest32, EventKind, EventLog, EvidenceBundle, Platform, decode_extension, encode_extension,
-};
+use cocoon_evidence::{CertifiedEvidence, Digest32, EventKind, EventLog, EvidenceBundle, Platform};
 use cocoon_measurements::{Artifact, Artifacts, ImageProfile, Manifest, VerityTree};
 use cocoon_verify::{INTEL_SGX_ROOT_CA_PEM, Policy};
 use proptest::{prelude::*, sample::Index};
@@ -202,7 +200,9 @@ proptest! {
         document in prop::collection::vec(any::<u8>(), 0..600),
     ) {
         let bundle = bundle(quote, document);
-        prop_assert_eq!(decode_extension(&encode_extension(&bundle)).unwrap(), bundle);
+        let encoded = CertifiedEvidence::of(bundle.clone()).encode();
+        let read = CertifiedEvidence::decode(&encoded).unwrap();
+        prop_assert_eq!(read, CertifiedEvidence::Carried(bundle));
     }
 
     /// There is one way to write a bundle: no byte of the extension is free.
@@ -211,17 +211,17 @@ proptest! {
         quote in prop::collection::vec(any::<u8>(), 0..300),
         changes in changes(),
     ) {
-        let honest = encode_extension(&bundle(quote, vec![7; 40]));
+        let honest = CertifiedEvidence::of(bundle(quote, vec![7; 40])).encode();
         let bytes = changed(honest, &changes);
-        if let Ok(bundle) = decode_extension(&bytes) {
-            prop_assert_eq!(encode_extension(&bundle), bytes);
+        if let Ok(evidence) = CertifiedEvidence::decode(&bytes) {
+            prop_assert_eq!(evidence.encode(), bytes);
         }
     }
 
     #[test]
     fn any_bytes_are_evidence_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-        if let Ok(bundle) = decode_extension(&bytes) {
-            prop_assert_eq!(encode_extension(&bundle), bytes);
+        if let Ok(evidence) = CertifiedEvidence::decode(&bytes) {
+            prop_assert_eq!(evidence.encode(), bytes);
         }
     }
 

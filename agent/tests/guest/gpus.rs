@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use cocoon_agent::{
@@ -14,11 +15,12 @@ use cocoon_agent::{
     guest::RunError,
     serve::Deadlines,
 };
-use cocoon_evidence::{EventKind, GpuEvidence};
+use cocoon_evidence::{CertifiedEvidence, Digest32, EventKind, EvidenceBundle, GpuEvidence};
 use cocoon_protocol::{
     gpu::{FromGpu, ToGpu},
     read_frame_async, write_frame_async,
 };
+use hyper::StatusCode;
 use serde_json::json;
 use tokio::{net::UnixStream, sync::Notify};
 
@@ -130,6 +132,45 @@ async fn evidence_is_asked_for_under_this_boots_nonce_and_measured_before_the_gp
     assert_eq!(bundle.gpu, [evidence()]);
     let payload = bundle.events.payload(EventKind::GpuEvidence).unwrap();
     assert_eq!(payload, GpuEvidence::event_payload(&[evidence()]));
+}
+
+/// Sixteen GPUs that fill NVML's buffers: far more than a certificate holds, and within what a verifier takes.
+#[tokio::test]
+async fn evidence_of_many_gpus_is_named_by_digest_and_each_connection_gets_its_own() {
+    let large = GpuEvidence {
+        report: vec![1; 8192],
+        certificates: vec![2; 5120],
+        ..evidence()
+    };
+    let played = Played::new(FromGpu::Evidence {
+        items: vec![large.clone(); 16],
+    });
+    let deadlines = Deadlines {
+        rotate: Duration::from_millis(50),
+        ..Deadlines::default()
+    };
+    let machine = Arc::new(Machine(Arc::clone(&played)));
+    let world = World::start_on(Arc::clone(&played.platform), machine, 4, deadlines).await;
+    let mut clients = vec![world.client().await];
+    while clients.len() < 2 {
+        let client = world.client().await;
+        if client.certificate != clients[0].certificate {
+            clients.push(client);
+        }
+    }
+    for mut client in clients {
+        let named = match client.certified_evidence() {
+            CertifiedEvidence::ByDigest(named) => named,
+            CertifiedEvidence::Carried(_) => panic!("{} bytes", client.certificate.len()),
+        };
+        let (status, bytes) = client
+            .send("GET", "/.well-known/cocoon/certificate-evidence", vec![])
+            .await;
+        assert_eq!((status, Digest32::of(&bytes)), (StatusCode::OK, named));
+        let bundle = EvidenceBundle::decode(&bytes).unwrap();
+        assert_eq!(bundle.gpu, vec![large.clone(); 16]);
+        assert_eq!(client.evidence().await.bundle.gpu, bundle.gpu);
+    }
 }
 
 #[tokio::test]

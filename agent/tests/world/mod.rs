@@ -21,7 +21,10 @@ use cocoon_agent::{
     serve::Deadlines,
     transport::{BoxFuture, BoxStream, Dial, Listen},
 };
-use cocoon_evidence::{Digest32, Digest48, FreshEvidence, Platform as Evidence, ReportData};
+use cocoon_evidence::{
+    CertifiedEvidence, Digest32, Digest48, EVIDENCE_EXTENSION_OID, FreshEvidence, Platform as Evidence,
+    ReportData,
+};
 use cocoon_protocol::{
     AccountAddress, ContractCode, Grant, LaunchDocument, NetworkId, SessionProof, SignedGrant, TokenCounts,
     engine::{Fault, FinishReason, FromEngine, ToEngine},
@@ -496,6 +499,17 @@ impl Client {
             .await;
         assert_eq!(status, StatusCode::OK);
         FreshEvidence::decode(&body).unwrap()
+    }
+
+    /// As the certificate's extension says it.
+    pub(crate) fn certified_evidence(&self) -> CertifiedEvidence {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&self.certificate).unwrap();
+        let oid = EVIDENCE_EXTENSION_OID.map(|arc| arc.to_string()).join(".");
+        let extension = certificate
+            .extensions()
+            .iter()
+            .find(|found| found.oid.to_id_string() == oid);
+        CertifiedEvidence::decode(extension.unwrap().value).unwrap()
     }
 
     pub(crate) async fn usage_key(&mut self) -> [u8; 32] {

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cocoon_evidence::{EVIDENCE_EXTENSION_OID, Role, TlsBinding, encode_extension};
+use bytes::Bytes;
+use cocoon_evidence::{
+    CertifiedEvidence, Digest32, EVIDENCE_EXTENSION_OID, EvidenceBundle, Role, TlsBinding,
+};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -13,13 +16,44 @@ use super::{DAY_S, Guest, now_s};
 
 /// A TLS key and its certificate.
 pub(crate) struct Identity {
-    pub(super) certificate: CertificateDer<'static>,
+    certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
+    evidence: Bytes,
+}
+
+/// What a connection under an identity serves.
+#[derive(Clone)]
+pub(super) struct Leaf {
+    pub(super) digest: Digest32,
+    /// The evidence of its certificate.
+    pub(super) evidence: Bytes,
 }
 
 impl Identity {
     /// As an agent makes it: valid from `from_s` to `to_s`, relative to now.
     pub(crate) fn of(guest: &mut Guest, from_s: i64, to_s: i64) -> Self {
+        Self::with(guest, from_s, to_s, |bundle| {
+            let encoded = bundle.encode();
+            (CertifiedEvidence::of(bundle), encoded)
+        })
+    }
+
+    /// With its evidence by digest, as of a guest with many GPUs; `change` is what becomes of the evidence before its
+    /// digest is taken.
+    pub(crate) fn by_digest(guest: &mut Guest, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        Self::with(guest, -60, DAY_S, |bundle| {
+            let mut encoded = bundle.encode();
+            change(&mut encoded);
+            (CertifiedEvidence::ByDigest(Digest32::of(&encoded)), encoded)
+        })
+    }
+
+    fn with(
+        guest: &mut Guest,
+        from_s: i64,
+        to_s: i64,
+        certified: impl FnOnce(EvidenceBundle) -> (CertifiedEvidence, Vec<u8>),
+    ) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let now = i64::try_from(now_s()).unwrap();
         let usage_key = guest.usage_key.verifying_key().to_bytes();
@@ -31,8 +65,11 @@ impl Identity {
             role: Role::Inference,
             log: guest.log.replay(),
         };
-        let bundle = guest.bundle(binding.report_data());
-        Self::new(&key, Some(encode_extension(&bundle)), now + from_s, now + to_s)
+        let (certified, evidence) = certified(guest.bundle(binding.report_data()));
+        Self {
+            evidence: evidence.into(),
+            ..Self::new(&key, Some(certified.encode()), now + from_s, now + to_s)
+        }
     }
 
     /// A key of one's own with somebody else's evidence.
@@ -42,7 +79,7 @@ impl Identity {
         let key = rcgen::KeyPair::generate().unwrap();
         Self::new(
             &key,
-            Some(encode_extension(&leaf.bundle)),
+            Some(leaf.evidence.encode()),
             leaf.not_before_s,
             leaf.not_after_s,
         )
@@ -54,6 +91,7 @@ impl Identity {
         Self {
             certificate: other.certificate.clone(),
             key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            evidence: other.evidence.clone(),
         }
     }
 
@@ -83,6 +121,14 @@ impl Identity {
         Self {
             certificate: certificate.der().clone(),
             key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            evidence: Bytes::new(),
+        }
+    }
+
+    pub(super) fn leaf(&self) -> Leaf {
+        Leaf {
+            digest: Digest32::of(&self.certificate),
+            evidence: self.evidence.clone(),
         }
     }
 

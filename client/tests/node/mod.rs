@@ -21,7 +21,6 @@ use std::{
 };
 
 use cocoon::Endpoint;
-use cocoon_evidence::Digest32;
 use cocoon_protocol::{Grant, SessionProof, SignedGrant, TokenCounts};
 use ed25519_dalek::SigningKey;
 use hyper::service::service_fn;
@@ -32,11 +31,14 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::session::{Recorded, Session};
 pub(crate) use self::{
     guest::{Guest, now_s},
     identity::Identity,
     script::{ChatScript, Lie, Reply, Script, Then},
+};
+use self::{
+    identity::Leaf,
+    session::{Recorded, Session},
 };
 
 pub(crate) const ANSWER: [&str; 3] = ["Cocoon hides ", "your prompt: ", "größer 🦋."];
@@ -47,7 +49,7 @@ struct State {
     guest: Mutex<Guest>,
     evidence_guest: Mutex<Option<Guest>>,
     script: Script,
-    identity: Mutex<(TlsAcceptor, Digest32)>,
+    identity: Mutex<(TlsAcceptor, Leaf)>,
     received: Arc<Mutex<Vec<u8>>>,
     requests: Mutex<Vec<String>>,
     evidence: Mutex<Vec<Vec<u8>>>,
@@ -78,7 +80,7 @@ impl Node {
             guest: Mutex::new(guest),
             evidence_guest: Mutex::new(script.evidence_guest.take()),
             script,
-            identity: Mutex::new((acceptor, Digest32::of(&identity.certificate))),
+            identity: Mutex::new((acceptor, identity.leaf())),
             received: Arc::default(),
             requests: Mutex::default(),
             evidence: Mutex::default(),
@@ -108,7 +110,7 @@ impl Node {
     pub(crate) fn rotate(&self) {
         let identity = Identity::of(&mut self.state.guest.lock().unwrap(), -60, DAY_S);
         let acceptor = TlsAcceptor::from(Arc::new(identity.server_config()));
-        *self.state.identity.lock().unwrap() = (acceptor, Digest32::of(&identity.certificate));
+        *self.state.identity.lock().unwrap() = (acceptor, identity.leaf());
     }
 
     /// Method and path of every request.
@@ -145,7 +147,7 @@ impl Node {
     }
 }
 
-async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, leaf: Digest32, state: Arc<State>) {
+async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, leaf: Leaf, state: Arc<State>) {
     if state.script.stall_handshake {
         std::future::pending::<()>().await;
     }

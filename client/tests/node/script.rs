@@ -79,6 +79,7 @@ pub(crate) enum Then {
 /// What the node does.
 #[derive(Default)]
 pub(crate) struct Script {
+    pub(crate) named_evidence: Reply,
     pub(crate) endorsements: Reply,
     pub(crate) evidence: Reply,
     /// Answers for fresh evidence in the guest's stead.

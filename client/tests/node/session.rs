@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cocoon_evidence::{Digest32, Endorsements, FreshBinding};
+use cocoon_evidence::{Endorsements, FreshBinding};
 use cocoon_protocol::{ContentKey, Grant, Receipt, SessionProof, SignedGrant, SignedReceipt};
 use http_body_util::BodyExt as _;
 use hyper::{Request, Response, StatusCode, body::Incoming};
@@ -20,7 +20,9 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    ANSWER, State, TOKENS, now_s,
+    ANSWER, State, TOKENS,
+    identity::Leaf,
+    now_s,
     script::{Piped, Reply},
 };
 
@@ -28,7 +30,7 @@ pub(super) struct Session {
     pub(super) proof_exporter: [u8; 32],
     pub(super) grant: Mutex<Option<SignedGrant>>,
     pub(super) tls: Arc<Mutex<TlsStream<TcpStream>>>,
-    pub(super) leaf: Digest32,
+    pub(super) leaf: Leaf,
     pub(super) state: Arc<State>,
 }
 
@@ -47,6 +49,9 @@ impl Session {
         self.state.requests.lock().unwrap().push(line.clone());
         let script = &self.state.script;
         match line.as_str() {
+            "GET /.well-known/cocoon/certificate-evidence" => {
+                reply(&script.named_evidence, || self.leaf.evidence.to_vec()).await
+            }
             "GET /.well-known/cocoon/endorsements" => {
                 let honest = || {
                     let platform = &self.state.guest.lock().unwrap().platform;
@@ -78,7 +83,7 @@ impl Session {
         let mut other = self.state.evidence_guest.lock().unwrap();
         let mut own = self.state.guest.lock().unwrap();
         let guest = other.as_mut().unwrap_or(&mut own);
-        let bytes = guest.fresh(&nonce, &exporter, self.leaf).encode();
+        let bytes = guest.fresh(&nonce, &exporter, self.leaf.digest).encode();
         self.state.evidence.lock().unwrap().push(bytes.clone());
         bytes
     }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use cocoon_evidence::{
-    Digest32, Endorsements, EventKind, EventLog, EvidenceBundle, FreshBinding, FreshTree, GpuEvidence,
-    Platform, Role, encode_extension,
+    CertifiedEvidence, Digest32, Endorsements, EventKind, EventLog, EvidenceBundle, FreshBinding, FreshTree,
+    GpuEvidence, Platform, Role,
 };
 
 /// A longer vector is not a seed: long inputs make every execution slow, and repeat what short ones have.
@@ -120,7 +120,14 @@ fn made() -> Vec<(&'static str, Vec<u8>)> {
         ("endorsements", endorsements()),
         ("evidence_bundle", bundle.encode()),
         ("fresh_evidence", fresh_evidence(bundle.clone())),
-        ("certificate_extension", encode_extension(&bundle)),
+        (
+            "certificate_extension",
+            CertifiedEvidence::of(bundle.clone()).encode(),
+        ),
+        (
+            "certificate_extension",
+            CertifiedEvidence::ByDigest(Digest32::of(&bundle.encode())).encode(),
+        ),
         ("firmware", firmware()),
         ("kernel", kernel()),
         ("nvidia_ocsp", ocsp_response()),

@@ -2,8 +2,8 @@
 //! the endorsements.
 
 use cocoon_evidence::{
-    Digest32, Digest48, Endorsements, EvidenceBundle, FreshBinding, FreshEvidence, GpuEvidence, Role,
-    decode_extension, encode_extension,
+    CertifiedEvidence, Digest32, Digest48, Endorsements, EvidenceBundle, FreshBinding, FreshEvidence,
+    GpuEvidence, Role,
 };
 
 /// CBOR: what is accepted is in its one canonical encoding, and its registers replay.
@@ -45,9 +45,9 @@ pub fn endorsements(bytes: &[u8]) -> bool {
 
 /// The conceptual message wrapper in the guest's certificate.
 pub fn certificate_extension(bytes: &[u8]) -> bool {
-    let Ok(bundle) = decode_extension(bytes) else {
+    let Ok(evidence) = CertifiedEvidence::decode(bytes) else {
         return false;
     };
-    assert_eq!(encode_extension(&bundle), bytes);
+    assert_eq!(evidence.encode(), bytes);
     true
 }

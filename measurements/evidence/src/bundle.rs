@@ -4,8 +4,10 @@ use minicbor::{Decode, Encode};
 
 use crate::{EventLog, GpuEvidence};
 
-/// A longer bundle is refused before it is parsed.
-pub const BUNDLE_BYTES_MAX: usize = 64 * 1024;
+/// A longer bundle is refused before it is parsed. It holds a quote (at most 32 KiB), the log (a launch document of
+/// 8 KiB and little more) and, for each of at most 16 GPUs, a report of 8 KiB and certificates of 5 KiB, the sizes of
+/// NVML's buffers.
+pub const BUNDLE_BYTES_MAX: usize = 256 * 1024;
 
 /// Hardware evidence. Which variant it is decides how it is verified, never the bytes inside.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

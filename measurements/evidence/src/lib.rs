@@ -17,8 +17,8 @@ mod register;
 pub use binding::{FreshBinding, NONCE_BYTES, ReportData, Role, TlsBinding};
 pub use bundle::{BUNDLE_BYTES_MAX, BundleError, EvidenceBundle, Platform};
 pub use certificate::{
-    CERTIFICATE_BYTES_MAX, CMW_MEDIA_TYPE, EVIDENCE_EXTENSION_OID, ExtensionError, decode_extension,
-    encode_extension,
+    CERTIFICATE_BYTES_MAX, CMW_DIGEST_MEDIA_TYPE, CMW_MEDIA_TYPE, CertifiedEvidence, EVIDENCE_EXTENSION_OID,
+    ExtensionError,
 };
 pub use digest::{Digest32, Digest48, ParseDigestError};
 pub use endorsements::{ENDORSEMENTS_BYTES_MAX, ENDORSEMENTS_MEDIA_TYPE, Endorsements, EndorsementsError};
