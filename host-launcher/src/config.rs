@@ -300,9 +300,10 @@ impl Config {
         Ok(bytes)
     }
 
-    /// Where an artifact of the image lies.
+    /// Where the firmware for the LaunchSpec's platform lies.
     pub fn firmware(&self) -> PathBuf {
-        Manifest::artifact_path(&self.manifest_path, &self.manifest.artifacts.firmware)
+        let (_, firmware) = self.manifest.artifacts.firmware_for(self.spec.platform);
+        Manifest::artifact_path(&self.manifest_path, firmware)
     }
 
     /// Where the kernel lies.

@@ -43,6 +43,8 @@ pub enum Difference {
     },
     /// A field of the manifest.
     Field(String),
+    /// The first image has it and the second does not.
+    Alone,
 }
 
 /// A place in a root file system.
@@ -87,6 +89,7 @@ impl fmt::Display for Compared {
         let Self { file, difference } = self;
         match difference {
             None => write!(to, "{file}: the same"),
+            Some(Difference::Alone) => write!(to, "{file}: DIFFERS, only one image has it"),
             Some(Difference::Field(field)) => write!(to, "{file}: DIFFERS in {field}"),
             Some(Difference::Bytes { range, inside }) => {
                 write!(
@@ -119,8 +122,15 @@ impl fmt::Display for Compared {
 pub fn compare(left: &Path, right: &Path) -> Result<Vec<Compared>, CompareError> {
     let (one, other) = (Image::load(left)?, Image::load(right)?);
     let mut all = Vec::new();
-    let pairs = one.manifest.artifacts.named().into_iter();
-    for ((name, artifact), (_, counterpart)) in pairs.zip(other.manifest.artifacts.named()) {
+    for (name, artifact) in one.manifest.artifacts.named() {
+        let mut counterparts = other.manifest.artifacts.named();
+        let Some((_, counterpart)) = counterparts.find(|(other, _)| *other == name) else {
+            all.push(Compared {
+                file: artifact.file.clone(),
+                difference: Some(Difference::Alone),
+            });
+            continue;
+        };
         let (a, b) = (
             one.folder.join(&artifact.file),
             other.folder.join(&counterpart.file),

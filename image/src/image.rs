@@ -308,6 +308,7 @@ fn assemble(
         command_line: command_line(&recipe.command_line, &sealed.verity),
         artifacts: Artifacts {
             firmware,
+            firmware_snp: None,
             kernel,
             root: Artifact {
                 file: "root.img".into(),
@@ -364,7 +365,6 @@ fn current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> Option<
     let complete = manifest
         .artifacts
         .named()
-        .iter()
         .all(|(_, artifact)| whole(artifact));
     (same && complete).then_some(manifest)
 }
@@ -440,6 +440,7 @@ mod tests {
             command_line: command_line("quiet", &verity()),
             artifacts: Artifacts {
                 firmware: artifact("firmware.fd"),
+                firmware_snp: None,
                 kernel: artifact("kernel"),
                 root: artifact("root.img"),
             },

@@ -130,7 +130,6 @@ pub fn inspect(folder: &Path) -> Result<Inspection, InspectError> {
         artifacts: manifest
             .artifacts
             .named()
-            .into_iter()
             .map(|(name, artifact)| inspected(name, artifact, &path))
             .collect(),
         files,

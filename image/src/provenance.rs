@@ -109,7 +109,7 @@ impl Statement {
     /// The statement about an image whose `manifest.json` has this SHA-256.
     pub fn of(manifest: &Manifest, manifest_sha256: Digest32) -> Self {
         let artifacts = manifest.artifacts.named();
-        let artifacts = artifacts.iter().map(|(_, file)| hashed(&file.file, file.sha256));
+        let artifacts = artifacts.map(|(_, file)| hashed(&file.file, file.sha256));
         let origin = manifest.origin.as_ref();
         let in_builder_root = origin.is_some_and(|origin| origin.builder_root.is_some());
         let builder = if in_builder_root {
@@ -245,6 +245,7 @@ pub(crate) mod tests {
             ),
             artifacts: Artifacts {
                 firmware: artifact("firmware.fd", firmware),
+                firmware_snp: None,
                 kernel: artifact("kernel", kernel),
                 root: artifact("root.img", root),
             },

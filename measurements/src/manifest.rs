@@ -20,6 +20,8 @@ use cocoon_evidence::Digest32;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
 
+use crate::spec::LaunchPlatform;
+
 pub use self::origin::{Commit, ExpectedLaunch, Origin, RegisterName};
 
 /// A longer manifest is refused: a root file system of 20,000 files needs about 5 MiB.
@@ -36,6 +38,8 @@ pub const COMMAND_LINE_BYTES_MAX: usize = 2047;
 const ARTIFACT_READ_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
 const VERSION: u32 = 1;
+const FIRMWARE: &str = "firmware";
+const FIRMWARE_SNP: &str = "firmware_snp";
 
 /// `manifest.json` of one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +87,9 @@ pub enum ImageProfile {
 pub struct Artifacts {
     /// UEFI firmware: code and variables in one file.
     pub firmware: Artifact,
+    /// Firmware for AMD SEV-SNP, where `firmware` is for TDX; absent from images that boot on one kind of machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_snp: Option<Artifact>,
     /// A Linux bzImage with EFI stub.
     pub kernel: Artifact,
     /// The root file system with its dm-verity tree behind it.
@@ -298,12 +305,20 @@ impl Manifest {
 
 impl Artifacts {
     /// Each artifact with its name in the manifest.
-    pub fn named(&self) -> [(&'static str, &Artifact); 3] {
-        [
-            ("firmware", &self.firmware),
-            ("kernel", &self.kernel),
-            ("root", &self.root),
-        ]
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &Artifact)> {
+        let firmware_snp = self.firmware_snp.iter().map(|artifact| (FIRMWARE_SNP, artifact));
+        [(FIRMWARE, &self.firmware)]
+            .into_iter()
+            .chain(firmware_snp)
+            .chain([("kernel", &self.kernel), ("root", &self.root)])
+    }
+
+    /// What a platform boots, with its name in the manifest.
+    pub fn firmware_for(&self, platform: LaunchPlatform) -> (&'static str, &Artifact) {
+        match (platform, &self.firmware_snp) {
+            (LaunchPlatform::Snp, Some(firmware)) => (FIRMWARE_SNP, firmware),
+            _ => (FIRMWARE, &self.firmware),
+        }
     }
 }
 
@@ -409,6 +424,7 @@ mod tests {
             ),
             artifacts: Artifacts {
                 firmware: artifact("firmware.fd"),
+                firmware_snp: None,
                 kernel: artifact("kernel"),
                 root: artifact("root.img"),
             },
@@ -534,6 +550,26 @@ mod tests {
         );
         check(|m| m.command_line.push('\n'), "printable ASCII");
         check(|m| m.command_line = "x".repeat(2048), "at most 2047 bytes");
+    }
+
+    #[test]
+    fn each_platform_boots_its_own_firmware_and_none_from_outside_the_folder() {
+        let mut manifest = manifest();
+        let snp = |manifest: &Manifest| {
+            let (_, firmware) = manifest.artifacts.firmware_for(LaunchPlatform::Snp);
+            firmware.file.clone()
+        };
+        assert_eq!(snp(&manifest), "firmware.fd", "an image with one firmware");
+        let mut firmware_snp = manifest.artifacts.firmware.clone();
+        firmware_snp.file = "firmware-snp.fd".into();
+        manifest.artifacts.firmware_snp = Some(firmware_snp);
+        let read = load(&serde_json::to_string(&manifest).unwrap()).unwrap();
+        assert_eq!(snp(&read), "firmware-snp.fd");
+        let (name, firmware) = read.artifacts.firmware_for(LaunchPlatform::Tdx);
+        assert_eq!((name, firmware.file.as_str()), ("firmware", "firmware.fd"));
+        manifest.artifacts.firmware_snp.as_mut().unwrap().file = "../firmware.fd".into();
+        let error = manifest.check().unwrap_err().to_string();
+        assert!(error.contains("firmware_snp"), "{error}");
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn image() -> tempfile::TempDir {
         ),
         artifacts: Artifacts {
             firmware: artifact("firmware.fd"),
+            firmware_snp: None,
             kernel: artifact("kernel"),
             root: artifact("root.img"),
         },

@@ -151,6 +151,7 @@ fn manifest(data_blocks: u64, size_bytes: u64) -> Vec<u8> {
         ),
         artifacts: Artifacts {
             firmware: artifact("firmware.fd"),
+            firmware_snp: None,
             kernel: artifact("kernel"),
             root: artifact("root.img"),
         },

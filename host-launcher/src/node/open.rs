@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cocoon_measurements::{Artifact, LaunchInputs, LaunchPlatform, measure};
+use cocoon_measurements::{Artifact, LaunchInputs, LaunchPlatform, Manifest, measure};
 use cocoon_settlement::{ChainClient, GlobalConfig, LocalChain, LocalChainHandle};
 use cocoon_simulator::{InitialRegisters, SimulatedPlatform, SimulatedTd};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -43,17 +43,17 @@ pub(super) fn simulated_root(state_dir: &Path) -> PathBuf {
 /// Compares the image with its manifest beside the boot. Nothing depends on the answer: clients refuse what a
 /// changed kernel, command line or firmware measures to, and dm-verity refuses a changed root.
 pub(super) fn check_artifacts(config: &Config, reporter: &Reporter) -> JoinHandle<()> {
-    let paths = [config.firmware(), config.kernel(), config.root()];
-    let (artifacts, reporter) = (config.manifest.artifacts.clone(), reporter.clone());
+    let (artifacts, manifest) = (config.manifest.artifacts.clone(), config.manifest_path.clone());
+    let reporter = reporter.clone();
     tokio::task::spawn_blocking(move || {
-        let check = |((name, artifact), path): ((&'static str, &Artifact), PathBuf)| {
-            if let Err(error) = artifact.verify(name, &path) {
+        let check = |(name, artifact): (&'static str, &Artifact)| {
+            if let Err(error) = artifact.verify(name, &Manifest::artifact_path(&manifest, artifact)) {
                 reporter.warn(format!(
                     "{error}. The guest is booted as it is: clients will refuse it"
                 ));
             }
         };
-        artifacts.named().into_iter().zip(paths).for_each(check);
+        artifacts.named().for_each(check);
     })
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn image(files: &[(&str, &[u8])]) -> TempDir {
         ),
         artifacts: Artifacts {
             firmware: artifact("firmware.fd"),
+            firmware_snp: None,
             kernel: artifact("kernel"),
             root: artifact("root.img"),
         },
@@ -220,5 +221,21 @@ fn a_manifest_that_claims_absurd_lengths_is_no_panic() {
     assert!(
         found[2].contains("DIFFERS") && found[3].contains("files."),
         "{found:?}"
+    );
+}
+
+#[test]
+fn firmware_that_only_the_first_image_has_is_a_difference() {
+    let (one, other) = (image(&FILES), image(&FILES));
+    fs::write(one.path().join("snp.fd"), "firmware for SNP").unwrap();
+    let path = one.path().join(MANIFEST);
+    let mut manifest = Manifest::load(&path).unwrap();
+    manifest.artifacts.firmware_snp = Some(Artifact::of_file(&one.path().join("snp.fd")).unwrap());
+    fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
+    let lines = lines(&one, &other);
+    assert_eq!(lines[1], "snp.fd: DIFFERS, only one image has it");
+    assert!(
+        lines.last().unwrap().contains("DIFFERS"),
+        "the manifest says it too"
     );
 }

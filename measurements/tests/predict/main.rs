@@ -61,6 +61,7 @@ impl Inputs {
             ),
             artifacts: Artifacts {
                 firmware: artifact("firmware.fd"),
+                firmware_snp: None,
                 kernel: artifact("kernel"),
                 root: artifact("root.img"),
             },

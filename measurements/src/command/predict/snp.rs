@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, bail};
 use cocoon_evidence::{Digest32, Digest48};
 use cocoon_measurements::{
-    Artifact, INITRD_BYTES_MAX, LaunchSpec, Manifest,
+    Artifact, INITRD_BYTES_MAX, LaunchPlatform, LaunchSpec, Manifest,
     snp::{SnpDigest, SnpFirmwareInput, SnpKernel, SnpLaunchInputs, SnpStep, SnpVmm, snp_launch_digest},
 };
 use serde::Serialize;
@@ -58,7 +58,8 @@ pub(super) fn run(
 fn launch_digest(arguments: &Predict, manifest: &Manifest, spec: &LaunchSpec) -> Result<SnpDigest> {
     let path = |artifact: &Artifact| Manifest::artifact_path(&arguments.manifest, artifact);
     let artifacts = &manifest.artifacts;
-    let firmware = artifacts.firmware.read("firmware", &path(&artifacts.firmware))?;
+    let (name, firmware) = artifacts.firmware_for(LaunchPlatform::Snp);
+    let firmware = firmware.read(name, &path(firmware))?;
     let kernel = artifacts.kernel.read("kernel", &path(&artifacts.kernel))?;
     artifacts.root.verify("root", &path(&artifacts.root))?;
     let initrd = match &arguments.initrd {
