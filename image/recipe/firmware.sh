@@ -1,18 +1,18 @@
 #!/bin/bash
 # Builds UEFI firmware from edk2's source. Runs in the builder root: /inputs holds the two source archives,
-# /build is empty. The firmware depends on the path it is built at, which is why that is always /build/edk2.
+# /build is empty, JOBS says how many compilers may run at a time. The firmware depends on the path it is built at, which is why that is always /build/edk2.
 #
-# usage: firmware.sh PLATFORM JOBS
+# usage: firmware.sh PLATFORM
 #   IntelTdx/IntelTdxX64  for TDX: starts without PEI, measures into RTMR0
 #   AmdSev/AmdSevX64      for SEV-SNP: takes kernel and command line only with the hashes that were measured
 #   OvmfPkgX64            for machines without either, with measurements into a TPM
 set -euo pipefail
-platform=$1 jobs=$2
+platform=$1
 
 mkdir edk2
-tar -xJf /inputs/edk2.tar.xz -C edk2 --strip-components=1 --no-same-owner
+tar -xJf /inputs/edk2 -C edk2 --strip-components=1 --no-same-owner
 cd edk2
-tar -xJf /inputs/edk2-debian.tar.xz --no-same-owner
+tar -xJf /inputs/edk2-debian --no-same-owner
 sed '/^#/d; /^$/d' debian/patches/series | while read -r patch; do
     patch --silent --strip=1 <"debian/patches/$patch"
 done
@@ -23,11 +23,11 @@ sed -i /PREBUILD/d OvmfPkg/AmdSev/AmdSevX64.dsc
 : >OvmfPkg/AmdSev/Grub/grub.efi
 
 export PYTHON_COMMAND=python3 PYTHONDONTWRITEBYTECODE=1 WORKSPACE=$PWD EDK_TOOLS_PATH=$PWD/BaseTools
-make --silent --jobs="$jobs" -C BaseTools/Source/C
+make --silent --jobs="$JOBS" -C BaseTools/Source/C
 export PATH=$EDK_TOOLS_PATH/BinWrappers/PosixLike:$PATH
 set +u # edksetup.sh reads variables that are not set
 . ./edksetup.sh BaseTools
 set -u
 # Secure Boot stays off: what is booted is decided by whoever reads the measurement, not by somebody's keys.
-build -q -a X64 -t GCC5 -b RELEASE -n "$jobs" -p "OvmfPkg/$platform.dsc" -D TPM2_ENABLE=TRUE
+build -q -a X64 -t GCC5 -b RELEASE -n "$JOBS" -p "OvmfPkg/$platform.dsc" -D TPM2_ENABLE=TRUE
 cp Build/*/RELEASE_GCC5/FV/OVMF.fd /build/firmware.fd

@@ -105,6 +105,11 @@ impl BuilderRoot {
         Ok(root)
     }
 
+    /// Where it lies on this machine.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// A way to run programs in it, with folders of this machine bound to places in it: where from, where to,
     /// writable.
     pub fn sandbox<const N: usize>(&self, binds: [(&Path, &str, bool); N]) -> Sandbox {

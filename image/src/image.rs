@@ -13,22 +13,25 @@ use cocoon_measurements::{
 };
 
 use crate::{
-    command::{self, CommandError},
-    erofs::{Content, PathError, Tree, WriteError},
-    input::{Sources, hash_file},
-    kernel::{Ingredients, KernelError, KernelPlan},
-    library::{self, Library, LibraryError},
+    builder::BuilderError,
+    command::CommandError,
+    erofs::{PathError, WriteError},
+    input::Sources,
+    kernel::KernelError,
+    library::LibraryError,
     lock::{Lock, LockError},
     origin::{self, OriginError},
-    program::{self, Places},
+    parts::Parts,
+    program::Places,
     progress::Progress,
     publish::{PublishError, Staging},
-    recipe::{self, Recipe, RecipeError},
+    recipe::{Recipe, RecipeError},
+    root::Root,
+    workshop::PartError,
 };
 
 /// Changes when this program makes another image from the same inputs.
 const METHOD: &str = "cocoon-image-1";
-const LIBTORCH_FOLDER: &str = "${LIBTORCH}";
 const SECTORS_PER_BLOCK: u64 = 8;
 
 /// What to build, from where, to where.
@@ -42,6 +45,12 @@ pub struct Request {
     pub places: Places,
     /// Where locked inputs come from.
     pub inputs: Sources,
+    /// The program that enters the builder root: see [`crate::sandbox::Sandbox::helper`].
+    pub helper: PathBuf,
+    /// How many compilers run at a time; no result depends on it.
+    pub jobs: usize,
+    /// Make again what the cache has.
+    pub fresh: bool,
 }
 
 /// How a build ended well.
@@ -65,6 +74,12 @@ pub enum BuildError {
     /// The kernel.
     #[error("there is no kernel")]
     Kernel(#[from] KernelError),
+    /// The builder root.
+    #[error("there is no builder root")]
+    Builder(#[from] BuilderError),
+    /// A part made in the builder root.
+    #[error("a part was not made")]
+    Part(#[from] PartError),
     /// A program of the guest.
     #[error("{package} was not built")]
     Program {
@@ -119,14 +134,13 @@ pub enum BuildError {
 impl BuildError {
     /// Something is not installed or not at hand: nothing is wrong with the sources.
     pub fn is_missing_input(&self) -> bool {
-        let missing = |error: &CommandError| matches!(error, CommandError::MissingTool { .. });
-        match self {
-            Self::NoLibtorch { .. } | Self::NoFirmware { .. } | Self::Kernel(KernelError::Input(_)) => true,
-            Self::Library(LibraryError::Missing { .. }) => true,
-            Self::Kernel(KernelError::Command(error)) | Self::Strip(error) => missing(error),
-            Self::Program { source, .. } => missing(source),
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::NoLibtorch { .. }
+                | Self::NoFirmware { .. }
+                | Self::Kernel(KernelError::Input(_))
+                | Self::Library(LibraryError::Missing { .. })
+        )
     }
 }
 
@@ -135,141 +149,35 @@ impl BuildError {
 /// # Errors
 /// See [`BuildError`]. What was under `request.out` before is then still there.
 pub fn build(request: &Request, progress: &Progress) -> Result<Outcome, BuildError> {
-    let Places {
-        source,
-        cache,
-        libtorch,
-    } = &request.places;
+    let Places { source, cache, .. } = &request.places;
     let recipe = Recipe::load(source, request.profile)?;
     let lock = Lock::load(source)?;
-    if !libtorch.join("lib").is_dir() {
-        return Err(BuildError::NoLibtorch {
-            path: libtorch.clone(),
-        });
-    }
     // One build at a time for each cache; released when the file is closed.
     let _lock = lock_cache(cache, progress)?;
 
-    let ingredients = Ingredients::load(source, &lock, &recipe.kernel).map_err(KernelError::from)?;
-    let plan = KernelPlan::new(ingredients)?;
-    let kernel = match plan.cached(cache) {
-        Some(path) => path,
-        None => {
-            progress.stage("kernel: unpacking and compiling, about 6 minutes on two cores");
-            let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-            plan.build(&request.inputs, cache, jobs)?
-        }
-    };
-    progress.stage("kernel: ready");
-
-    let root = Root::collect(&recipe, &request.places, progress)?;
-    let firmware = hash_file(&recipe.firmware).map_err(|_| BuildError::NoFirmware {
-        path: recipe.firmware.clone(),
-    })?;
-    let mut inputs = plan.inputs();
+    let parts = Parts::make(&recipe, &lock, request, progress)?;
+    progress.stage("root: collecting what the programs need");
+    let root = Root::collect(&recipe, &parts, cache)?;
+    let mut inputs = parts.inputs.clone();
     inputs.extend(root.inputs.clone());
-    inputs.insert("firmware".into(), firmware.1);
-    inputs.insert(
-        "command line".into(),
-        Digest32::of(recipe.command_line.as_bytes()),
-    );
+    let text = Digest32::of(recipe.command_line.as_bytes());
+    inputs.insert("command line".into(), text);
     inputs.insert("image method".into(), Digest32::of(METHOD.as_bytes()));
     let input_digest = input_digest(&inputs);
     if let Some(manifest) = current(&request.out, request.profile, input_digest) {
-        origin::refresh(source, &request.out, manifest, None)?;
+        origin::refresh(source, &request.out, manifest, parts.builder_root)?;
         return Ok(Outcome::Unchanged);
     }
 
     progress.stage("root: writing the file system and its hash tree");
-    let manifest = assemble(request, &recipe, &kernel, &root, inputs, input_digest)?;
+    let manifest = assemble(request, &recipe, &parts, &root, inputs, input_digest)?;
     Ok(Outcome::Built(Box::new(manifest)))
-}
-
-/// What goes into the root, before it is written.
-struct Root {
-    tree: Tree,
-    /// Path in the root to the name of its source.
-    sources: BTreeMap<String, String>,
-    inputs: BTreeMap<String, Digest32>,
-}
-
-impl Root {
-    fn collect(recipe: &Recipe, places: &Places, progress: &Progress) -> Result<Self, BuildError> {
-        let mut root = Self {
-            tree: Tree::default(),
-            sources: BTreeMap::new(),
-            inputs: BTreeMap::new(),
-        };
-        for directory in &recipe.directories {
-            root.tree.add_directory(directory)?;
-            root.inputs
-                .insert(format!("directory {directory}"), Digest32::of(b""));
-        }
-        let mut programs = Vec::new();
-        for program in &recipe.programs {
-            progress.stage(&format!("{}: compiling what has changed", program.package));
-            let built = program::compile(program, places).map_err(|source| BuildError::Program {
-                package: program.package.clone(),
-                source,
-            })?;
-            let (_, sha256) = hash_file(&built).map_err(|source| file_error(&built, source))?;
-            root.add(&program.path, 0o755, &built, &program.package, sha256)?;
-            programs.push(built);
-        }
-        root.add_libraries(recipe, places, &programs, progress)?;
-        Ok(root)
-    }
-
-    fn add_libraries(
-        &mut self,
-        recipe: &Recipe,
-        places: &Places,
-        programs: &[PathBuf],
-        progress: &Progress,
-    ) -> Result<(), BuildError> {
-        progress.stage("libraries: collecting what the programs need");
-        let libtorch = places.libtorch.to_string_lossy();
-        let folders: Vec<_> = recipe
-            .libraries
-            .iter()
-            .map(|library| recipe::LibraryFolder {
-                name: library.name.clone(),
-                folder: library.folder.replace(LIBTORCH_FOLDER, &libtorch),
-                strip: library.strip,
-            })
-            .collect();
-        let strip_version = command::version("strip").map_err(BuildError::Strip)?;
-        self.inputs.insert(
-            format!("strip: {strip_version}"),
-            Digest32::of(strip_version.as_bytes()),
-        );
-        for library in library::closure(programs, &folders)?.values() {
-            let Library { install, source, .. } = library;
-            let path = library::prepared(library, &strip_version, &places.cache)?;
-            self.add(install, 0o755, &path, source, library.sha256)?;
-        }
-        Ok(())
-    }
-
-    fn add(
-        &mut self,
-        install: &str,
-        mode: u32,
-        path: &Path,
-        source: &str,
-        sha256: Digest32,
-    ) -> Result<(), BuildError> {
-        self.tree.add_file(install, mode, Content::of_file(path)?)?;
-        self.sources.insert(install.to_owned(), source.to_owned());
-        self.inputs.insert(format!("{source}: {install}"), sha256);
-        Ok(())
-    }
 }
 
 fn assemble(
     request: &Request,
     recipe: &Recipe,
-    kernel: &Path,
+    parts: &Parts,
     root: &Root,
     inputs: BTreeMap<String, Digest32>,
     input_digest: Digest32,
@@ -285,8 +193,12 @@ fn assemble(
             .map_err(|source| file_error(&to, source))?;
         Ok::<_, BuildError>(artifact)
     };
-    let firmware = copy(&recipe.firmware, "firmware.fd")?;
-    let kernel = copy(kernel, "kernel")?;
+    let firmware = copy(&parts.firmware, "firmware.fd")?;
+    let firmware_snp = parts.firmware_snp.as_ref();
+    let firmware_snp = firmware_snp
+        .map(|path| copy(path, "firmware-snp.fd"))
+        .transpose()?;
+    let kernel = copy(&parts.kernel, "kernel")?;
     let path = place("root.img");
     let file = File::options()
         .read(true)
@@ -308,7 +220,7 @@ fn assemble(
         command_line: command_line(&recipe.command_line, &sealed.verity),
         artifacts: Artifacts {
             firmware,
-            firmware_snp: None,
+            firmware_snp,
             kernel,
             root: Artifact {
                 file: "root.img".into(),
@@ -319,7 +231,7 @@ fn assemble(
         root_verity: sealed.verity,
         inputs,
         input_digest,
-        origin: Some(origin::of_source(&request.places.source, None)?),
+        origin: Some(origin::of_source(&request.places.source, parts.builder_root)?),
         expected: vec![],
         files: files.collect(),
     };
@@ -362,10 +274,7 @@ fn current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> Option<
         metadata.is_ok_and(|metadata| metadata.len() == artifact.bytes)
     };
     let same = manifest.input_digest == input_digest && manifest.profile == profile;
-    let complete = manifest
-        .artifacts
-        .named()
-        .all(|(_, artifact)| whole(artifact));
+    let complete = manifest.artifacts.named().all(|(_, artifact)| whole(artifact));
     (same && complete).then_some(manifest)
 }
 
@@ -385,7 +294,7 @@ pub fn lock_cache(cache: &Path, progress: &Progress) -> Result<File, BuildError>
     Ok(file)
 }
 
-fn file_error(path: &Path, source: io::Error) -> BuildError {
+pub(crate) fn file_error(path: &Path, source: io::Error) -> BuildError {
     BuildError::File {
         path: path.to_owned(),
         source,

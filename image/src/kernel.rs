@@ -28,6 +28,8 @@ use crate::{
     sandbox::BUILD,
 };
 
+/// What the lock calls the kernel's source.
+pub const KERNEL_SOURCE: &str = "linux-source";
 /// Changes when this module builds differently from the same inputs.
 const METHOD: &str = "tinyconfig-in-tree-1";
 /// What this machine unpacks the source with.
@@ -94,7 +96,7 @@ pub enum KernelError {
     Ingredients(#[from] IngredientsError),
     /// The source is not at hand.
     #[error("the kernel's source is not at hand")]
-    Input(#[source] Box<InputError>),
+    Input(#[from] InputError),
     /// The cache cannot be used.
     #[error("cannot use {} for building the kernel (it takes 2 GB for some minutes)", path.display())]
     Cache {
@@ -115,12 +117,6 @@ pub enum KernelError {
         /// The options.
         found: Vec<String>,
     },
-}
-
-impl From<InputError> for KernelError {
-    fn from(error: InputError) -> Self {
-        Self::Input(Box::new(error))
-    }
 }
 
 impl KernelPlan {

@@ -41,7 +41,7 @@ pub struct LockedPlaces<'a> {
     pub source: &'a Path,
     /// What [`crate::crates::vendor`] made.
     pub crates: &'a Path,
-    /// What [`crate::libtorch::LibtorchPlan`] made, for a program that needs it.
+    /// What [`crate::workshop::Workshop::libtorch`] made, for a program that needs it.
     pub libtorch: Option<&'a Path>,
     /// An empty folder.
     pub build: &'a Path,

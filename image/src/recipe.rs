@@ -14,12 +14,17 @@ use crate::suite::Wanted;
 /// The recipe's folder in the source tree.
 pub const FOLDER: &str = "image/recipe";
 
+/// In a recipe, the folder with libtorch.
+pub const LIBTORCH: &str = "${LIBTORCH}";
+/// In a recipe, the builder root.
+pub const BUILDER: &str = "${BUILDER}";
+
 /// `PROFILE.toml`: one image.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Path of the firmware on this machine.
-    pub firmware: PathBuf,
+    /// Who makes firmware, kernel and programs.
+    pub parts: Parts,
     /// Names of kernel configuration fragments in the recipe's folder.
     pub kernel: Vec<String>,
     /// The kernel command line without the dm-verity table.
@@ -32,6 +37,19 @@ pub struct Recipe {
     /// Where needed shared libraries are looked for, in order.
     #[serde(rename = "library")]
     pub libraries: Vec<LibraryFolder>,
+}
+
+/// Who makes an image's parts.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "made", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Parts {
+    /// This machine's own compilers.
+    Here {
+        /// Path of firmware that is installed.
+        firmware: PathBuf,
+    },
+    /// The locked compilers of the builder root: the same bytes for everybody.
+    InBuilderRoot,
 }
 
 /// A program of this workspace and its place in the root.
@@ -65,7 +83,7 @@ pub enum Linkage {
 pub struct LibraryFolder {
     /// Named as the source in the manifest.
     pub name: String,
-    /// On this machine; may start with `${LIBTORCH}`.
+    /// On this machine; may start with [`LIBTORCH`] or [`BUILDER`].
     pub folder: String,
     /// Remove symbols that linking does not need.
     #[serde(default)]
@@ -130,14 +148,29 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<T, RecipeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::Lock;
+    use crate::{kernel::Ingredients, lock::Lock};
+
+    #[test]
+    fn a_release_image_prints_nothing_simulates_nothing_and_takes_nothing_of_this_machine() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let recipe = Recipe::load(source, ImageProfile::Cpu).unwrap();
+        assert!(matches!(recipe.parts, Parts::InBuilderRoot));
+        assert!(recipe.programs.iter().all(|program| program.features.is_empty()));
+        assert!(!recipe.command_line.contains("console="));
+        assert!(!recipe.kernel.iter().any(|fragment| fragment.contains("dev")));
+        for library in &recipe.libraries {
+            let locked = library.folder.starts_with(LIBTORCH) || library.folder.starts_with(BUILDER);
+            assert!(locked, "{} is this machine's", library.folder);
+            assert!(!library.strip, "stripped by this machine's program");
+        }
+    }
 
     #[test]
     fn the_recipes_of_this_tree_are_well_formed() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let recipe = Recipe::load(source, ImageProfile::Dev).unwrap();
-        for fragment in &recipe.kernel {
-            assert!(source.join(FOLDER).join(fragment).is_file(), "{fragment}");
+        for profile in [ImageProfile::Dev, ImageProfile::Cpu] {
+            let recipe = Recipe::load(source, profile).unwrap();
+            Ingredients::load(source, &Lock::load(source).unwrap(), &recipe.kernel).unwrap();
         }
         let wanted = builder(source).unwrap();
         let lock = Lock::load(source).unwrap();

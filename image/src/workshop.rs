@@ -1,29 +1,60 @@
 //! The parts of a release image, each made in the builder root.
 //!
-//! Firmware and libtorch are kept in the cache under digests of all that decides them. Programs are compiled whole
+//! Firmware, kernel and libtorch are kept in the cache under digests of all that decides them. Programs are compiled whole
 //! each time: cargo would trust what an earlier run left.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
+use cocoon_evidence::Digest32;
 use tempfile::TempDir;
 
 use crate::{
     builder::BuilderRoot,
     command::CommandError,
     crates::{self, CratesError},
-    firmware::{FirmwareError, FirmwarePlan, Platform},
     input::Sources,
     kernel::{Ingredients, KernelError, KernelPlan},
-    libtorch::{LibtorchError, LibtorchPlan},
     lock::Lock,
     program::{self, LockedPlaces},
     progress::Progress,
     publish::{WORK_PREFIX, remove_killed},
     recipe::Program,
+    script::{Script, ScriptError, ScriptPlan},
 };
+
+/// For which kind of machine firmware is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    /// Intel TDX.
+    Tdx,
+    /// AMD SEV-SNP.
+    Snp,
+    /// A machine without either, with a TPM.
+    Plain,
+}
+
+impl Platform {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tdx => "TDX",
+            Self::Snp => "SEV-SNP",
+            Self::Plain => "machines with a TPM",
+        }
+    }
+
+    /// edk2's name of it.
+    fn description(self) -> &'static str {
+        match self {
+            Self::Tdx => "IntelTdx/IntelTdxX64",
+            Self::Snp => "AmdSev/AmdSevX64",
+            Self::Plain => "OvmfPkgX64",
+        }
+    }
+}
 
 /// What every part is made with. Whoever has one holds the cache's lock.
 #[derive(Debug)]
@@ -49,13 +80,13 @@ pub struct Workshop<'a> {
 pub enum PartError {
     /// Firmware.
     #[error("there is no firmware")]
-    Firmware(#[from] FirmwareError),
+    Firmware(#[source] ScriptError),
     /// The kernel.
     #[error("there is no kernel")]
     Kernel(#[from] KernelError),
     /// libtorch.
     #[error("there is no libtorch")]
-    Libtorch(#[from] LibtorchError),
+    Libtorch(#[source] ScriptError),
     /// The programs' crates.
     #[error("the programs' crates are not at hand")]
     Crates(#[from] CratesError),
@@ -79,6 +110,15 @@ pub enum PartError {
     },
 }
 
+/// A part that the cache keeps.
+#[derive(Debug)]
+pub struct Made {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What it was made from, beside the builder root, for the manifest.
+    pub inputs: BTreeMap<String, Digest32>,
+}
+
 /// A program just compiled; its folder goes when this is dropped.
 #[derive(Debug)]
 pub struct Compiled {
@@ -92,43 +132,67 @@ impl Workshop<'_> {
     ///
     /// # Errors
     /// See [`PartError`].
-    pub fn firmware(&self, platform: Platform) -> Result<PathBuf, PartError> {
-        let plan = FirmwarePlan::new(platform, self.lock, self.builder, self.source)?;
-        if let Some(path) = self.kept(plan.cached(&self.sources.cache)) {
-            return Ok(path);
-        }
-        self.progress
-            .stage("firmware: compiling, about 4 minutes on two cores");
-        Ok(plan.build(self.sources, self.builder, self.jobs)?)
+    pub fn firmware(&self, platform: Platform) -> Result<Made, PartError> {
+        let script = Script {
+            part: "firmware",
+            name: "firmware.sh",
+            inputs: &["edk2", "edk2-debian"],
+            arguments: &[platform.description()],
+            result: "firmware.fd",
+        };
+        let stage = format!(
+            "firmware for {}: compiling, about 4 minutes on two cores",
+            platform.name()
+        );
+        self.make(script, &stage).map_err(PartError::Firmware)
+    }
+
+    /// The folder with libtorch for the CPU: `include/` for compiling the engine, `lib/` for that and for the root.
+    ///
+    /// # Errors
+    /// See [`PartError`].
+    pub fn libtorch(&self) -> Result<Made, PartError> {
+        let script = Script {
+            part: "libtorch",
+            name: "libtorch.sh",
+            inputs: &["torch"],
+            arguments: &["/inputs/torch", "/build/libtorch", "strip"],
+            result: "libtorch",
+        };
+        let stage = "libtorch: fetching the wheel (531 MB) if need be, and unpacking";
+        self.make(script, stage).map_err(PartError::Libtorch)
+    }
+
+    fn make(&self, script: Script, stage: &str) -> Result<Made, ScriptError> {
+        let plan = ScriptPlan::new(script, self.lock, self.builder.digest, self.source)?;
+        let path = match self.kept(plan.cached(&self.sources.cache)) {
+            Some(path) => path,
+            None => {
+                self.progress.stage(stage);
+                plan.make(self.sources, self.builder, self.jobs)?
+            }
+        };
+        let inputs = plan.inputs();
+        Ok(Made { path, inputs })
     }
 
     /// The kernel with these fragments of the recipe's folder.
     ///
     /// # Errors
     /// See [`PartError`].
-    pub fn kernel(&self, fragments: &[String]) -> Result<PathBuf, PartError> {
+    pub fn kernel(&self, fragments: &[String]) -> Result<Made, PartError> {
         let ingredients = Ingredients::load(self.source, self.lock, fragments).map_err(KernelError::from)?;
         let plan = KernelPlan::locked(ingredients, self.builder.clone());
-        if let Some(path) = self.kept(plan.cached(&self.sources.cache)) {
-            return Ok(path);
-        }
-        self.progress
-            .stage("kernel: compiling, about 6 minutes on two cores");
-        Ok(plan.build(self.sources, &self.sources.cache, self.jobs)?)
-    }
-
-    /// The folder with libtorch for the CPU.
-    ///
-    /// # Errors
-    /// See [`PartError`].
-    pub fn libtorch(&self) -> Result<PathBuf, PartError> {
-        let plan = LibtorchPlan::new(self.lock, self.builder, self.source)?;
-        if let Some(path) = self.kept(plan.cached(&self.sources.cache)) {
-            return Ok(path);
-        }
-        self.progress
-            .stage("libtorch: fetching the wheel (531 MB) if need be, and unpacking");
-        Ok(plan.build(self.sources, self.builder)?)
+        let path = match self.kept(plan.cached(&self.sources.cache)) {
+            Some(path) => path,
+            None => {
+                self.progress
+                    .stage("kernel: compiling, about 6 minutes on two cores");
+                plan.build(self.sources, &self.sources.cache, self.jobs)?
+            }
+        };
+        let inputs = plan.inputs();
+        Ok(Made { path, inputs })
     }
 
     /// A program of this workspace; `libtorch` is the folder of that name, for one that needs it.
@@ -162,13 +226,17 @@ impl Workshop<'_> {
         };
         self.progress
             .stage(&format!("{package}: compiling, about 3 minutes on two cores"));
-        let path = program::compile_locked(program, self.builder, places, &log).map_err(|source| {
+        let built = program::compile_locked(program, self.builder, places, &log).map_err(|source| {
             PartError::Program {
                 package: package.clone(),
                 log: log.clone(),
                 source,
             }
         })?;
+        let path = folder.path().join(package);
+        fs::rename(built, &path).map_err(failed)?;
+        // What the compilers left has 1 GB.
+        fs::remove_dir_all(folder.path().join("target")).map_err(failed)?;
         Ok(Compiled {
             path,
             _folder: folder,

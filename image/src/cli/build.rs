@@ -1,6 +1,9 @@
 //! `cocoon-image build`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -12,22 +15,24 @@ use cocoon_image::{
 };
 use cocoon_measurements::ImageProfile;
 
-use super::InputArguments;
+use super::{InputArguments, WorkArguments};
 
 const LIBTORCH: &str = "libtorch-2.11.0";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BuildArguments {
-    /// Which image. `dev` has a console and can run without TDX, simulated; never use it for other
-    /// people's prompts.
+    /// Which image. `dev` has a console and can run without TDX, simulated; never use it for other people's prompts.
+    /// It is compiled with this machine's compilers; all others in the builder root, the same bytes for everybody.
     #[arg(long)]
     profile: Profile,
     /// The folder that the image appears as. An older image there is replaced when the new one is complete.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The folder that scripts/libtorch makes [default: libtorch-2.11.0 in the cache].
+    /// The folder that scripts/libtorch makes, for dev images [default: libtorch-2.11.0 in the cache].
     #[arg(long, value_name = "DIR", env = "LIBTORCH")]
     libtorch: Option<PathBuf>,
+    #[command(flatten)]
+    work: WorkArguments,
     #[command(flatten)]
     inputs: InputArguments,
 }
@@ -35,15 +40,23 @@ pub(crate) struct BuildArguments {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Profile {
     Dev,
+    Cpu,
 }
 
 pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
     let progress = Progress::start();
     let profile = match arguments.profile {
         Profile::Dev => ImageProfile::Dev,
+        Profile::Cpu => ImageProfile::Cpu,
     };
     let out = arguments.out;
-    match rebuild(profile, &out, arguments.libtorch, &arguments.inputs, &progress)? {
+    let BuildArguments {
+        libtorch,
+        work,
+        inputs,
+        ..
+    } = arguments;
+    match rebuild(profile, &out, libtorch, &work, &inputs, &progress)? {
         Outcome::Unchanged => progress.stage(&format!(
             "{} is up to date: it was made from the same inputs",
             out.display()
@@ -56,9 +69,10 @@ pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
                 out.display(),
                 manifest.files.len()
             ));
-            println!("root hash {}", manifest.root_verity.root_hash);
-            println!("kernel    {}", manifest.artifacts.kernel.sha256);
-            println!("firmware  {}", manifest.artifacts.firmware.sha256);
+            println!("{:<12} {}", "root hash", manifest.root_verity.root_hash);
+            for (name, artifact) in manifest.artifacts.named() {
+                println!("{name:<12} {}", artifact.sha256);
+            }
         }
     }
     Ok(())
@@ -69,6 +83,7 @@ pub(crate) fn rebuild(
     profile: ImageProfile,
     out: &Path,
     libtorch: Option<PathBuf>,
+    work: &WorkArguments,
     inputs: &InputArguments,
     progress: &Progress,
 ) -> anyhow::Result<Outcome> {
@@ -83,6 +98,9 @@ pub(crate) fn rebuild(
             cache,
             libtorch: std::path::absolute(libtorch).context("--libtorch")?,
         },
+        helper: env::current_exe().context("cannot find this program itself")?,
+        jobs: work.jobs(),
+        fresh: work.fresh,
     };
     Ok(image::build(&request, progress)?)
 }

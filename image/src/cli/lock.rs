@@ -1,12 +1,18 @@
 //! `cocoon-image lock`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use cocoon_image::{
+    builder::BuilderRoot,
+    image,
     input::{self, InputError},
     lock::{self, Lock},
+    progress::Progress,
     recipe,
     suite::{self, KEYRING},
     toolchain::Toolchain,
@@ -21,6 +27,8 @@ pub(crate) enum LockCommand {
     Check(InputArguments),
     /// Fetch what is missing into the cache; afterwards a build needs no network.
     Fetch(InputArguments),
+    /// Unpack the builder root into the cache, if it is not there, and print its folder.
+    Unpack(InputArguments),
     /// Decide anew which packages the builder root consists of, from the suite's signed index, and write them
     /// to image.lock.
     Update {
@@ -47,6 +55,7 @@ pub(crate) fn lock(command: LockCommand) -> anyhow::Result<()> {
     match command {
         LockCommand::Check(inputs) => check(&inputs),
         LockCommand::Fetch(inputs) => fetch(&inputs),
+        LockCommand::Unpack(inputs) => unpack(&inputs),
         LockCommand::Update {
             mirror,
             keyring,
@@ -91,6 +100,19 @@ fn fetch(arguments: &InputArguments) -> anyhow::Result<()> {
         bytes += input.bytes;
     }
     println!("{files} inputs with {} MB are at hand", bytes / 1_000_000);
+    Ok(())
+}
+
+fn unpack(arguments: &InputArguments) -> anyhow::Result<()> {
+    let progress = Progress::start();
+    let source = arguments.source()?;
+    let lock = Lock::load(&source)?;
+    let sources = arguments.sources(&lock)?;
+    let _cache = image::lock_cache(&sources.cache, &progress)?;
+    let helper = env::current_exe().context("cannot find this program itself")?;
+    let wanted = recipe::builder(&source)?;
+    let root = BuilderRoot::prepare(&lock, &wanted, &sources, &helper, &progress)?;
+    println!("{}", root.folder().display());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::Context as _;
@@ -56,6 +57,24 @@ pub(crate) struct InputArguments {
     /// Root of Cocoon's source tree [default: the one that the current folder is in].
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
+}
+
+/// How parts of a release image are made.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WorkArguments {
+    /// Make again what the cache has.
+    #[arg(long)]
+    fresh: bool,
+    /// How many compilers run at a time; the result does not depend on it [default: one for each core].
+    #[arg(long, value_name = "NUMBER")]
+    jobs: Option<usize>,
+}
+
+impl WorkArguments {
+    fn jobs(&self) -> usize {
+        let all = || thread::available_parallelism().map_or(1, usize::from);
+        self.jobs.unwrap_or_else(all)
+    }
 }
 
 impl InputArguments {

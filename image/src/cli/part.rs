@@ -3,23 +3,21 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    thread,
 };
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 use cocoon_image::{
     builder::BuilderRoot,
-    firmware::Platform,
     image,
     input::hash_file,
     lock::Lock,
     progress::Progress,
     recipe::{self, Linkage, Program},
-    workshop::Workshop,
+    workshop::{Platform, Workshop},
 };
 
-use super::InputArguments;
+use super::{InputArguments, WorkArguments};
 
 const KERNEL_CONFIG: &str = "kernel.config";
 
@@ -30,12 +28,8 @@ pub(crate) struct PartArguments {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Build even if the cache has it.
-    #[arg(long)]
-    fresh: bool,
-    /// How many compilers run at a time; the result does not depend on it [default: one for each core].
-    #[arg(long)]
-    jobs: Option<usize>,
+    #[command(flatten)]
+    work: WorkArguments,
     #[command(flatten)]
     inputs: InputArguments,
 }
@@ -71,22 +65,22 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
         lock: &lock,
         sources: &sources,
         builder: &builder,
-        jobs: arguments.jobs.unwrap_or_else(all_cores),
-        fresh: arguments.fresh,
+        jobs: arguments.work.jobs(),
+        fresh: arguments.work.fresh,
         progress: &progress,
     };
     workshop.sweep()?;
     let out = &arguments.out;
     match arguments.part {
         Part::Agent => deliver(&workshop.program(&agent(), None)?.path, out)?,
-        Part::Kernel => deliver(&workshop.kernel(&[KERNEL_CONFIG.to_owned()])?, out)?,
+        Part::Kernel => deliver(&workshop.kernel(&[KERNEL_CONFIG.to_owned()])?.path, out)?,
         Part::Engine => {
-            let libtorch = workshop.libtorch()?;
+            let libtorch = workshop.libtorch()?.path;
             deliver(&workshop.program(&engine(), Some(&libtorch))?.path, out)?;
         }
-        Part::FirmwareTdx => deliver(&workshop.firmware(Platform::Tdx)?, out)?,
-        Part::FirmwareSnp => deliver(&workshop.firmware(Platform::Snp)?, out)?,
-        Part::FirmwarePlain => deliver(&workshop.firmware(Platform::Plain)?, out)?,
+        Part::FirmwareTdx => deliver(&workshop.firmware(Platform::Tdx)?.path, out)?,
+        Part::FirmwareSnp => deliver(&workshop.firmware(Platform::Snp)?.path, out)?,
+        Part::FirmwarePlain => deliver(&workshop.firmware(Platform::Plain)?.path, out)?,
     }
     let (bytes, sha256) = hash_file(&arguments.out).context("cannot read what was written")?;
     progress.stage(&format!("{}: {bytes} bytes", arguments.out.display()));
@@ -122,8 +116,4 @@ fn deliver(made: &Path, out: &Path) -> anyhow::Result<()> {
     fs::copy(made, new.path()).with_context(failed)?;
     new.persist(&out).with_context(failed)?;
     Ok(())
-}
-
-fn all_cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use cocoon_image::{compare, progress::Progress};
 use cocoon_measurements::Manifest;
 
-use super::{InputArguments, build::rebuild};
+use super::{InputArguments, WorkArguments, build::rebuild};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArguments {
@@ -20,6 +20,8 @@ pub(crate) struct VerifyArguments {
     #[arg(long, value_name = "DIR", env = "LIBTORCH")]
     libtorch: Option<PathBuf>,
     #[command(flatten)]
+    work: WorkArguments,
+    #[command(flatten)]
     inputs: InputArguments,
 }
 
@@ -30,6 +32,7 @@ pub(crate) fn verify(arguments: VerifyArguments) -> anyhow::Result<bool> {
         image,
         against,
         libtorch,
+        work,
         inputs,
     } = arguments;
     // Before a build of many minutes.
@@ -42,7 +45,7 @@ pub(crate) fn verify(arguments: VerifyArguments) -> anyhow::Result<bool> {
             let folder = tempfile::Builder::new().prefix(".verify-").tempdir_in(&cache);
             let folder = folder.with_context(|| format!("cannot use {}", cache.display()))?;
             let rebuilt = folder.path().join("image");
-            rebuild(manifest.profile, &rebuilt, libtorch, &inputs, &progress)?;
+            rebuild(manifest.profile, &rebuilt, libtorch, &work, &inputs, &progress)?;
             progress.stage("comparing");
             compare::compare(&image, &rebuilt)?
         }

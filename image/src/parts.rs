@@ -1,0 +1,176 @@
+//! The parts that an image is put together from, made by whoever the recipe names: this machine's compilers for dev
+//! images, the builder root for those that others have to get the same bytes of.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use cocoon_evidence::Digest32;
+
+use crate::{
+    builder::BuilderRoot,
+    image::{BuildError, Request},
+    input::hash_file,
+    kernel::{Ingredients, KernelError, KernelPlan},
+    lock::Lock,
+    program,
+    progress::Progress,
+    recipe::{self, BUILDER, LIBTORCH, LibraryFolder, Linkage, Recipe},
+    workshop::{Compiled, Made, Platform, Workshop},
+};
+
+/// Everything that goes into an image, as files of this machine.
+#[derive(Debug)]
+pub struct Parts {
+    /// UEFI firmware.
+    pub firmware: PathBuf,
+    /// The same for SEV-SNP, if that is another.
+    pub firmware_snp: Option<PathBuf>,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// In the recipe's order.
+    pub programs: Vec<PathBuf>,
+    /// Where the libraries that the programs need are looked for.
+    pub libraries: Vec<LibraryFolder>,
+    /// What decided the bytes of firmware and kernel.
+    pub inputs: BTreeMap<String, Digest32>,
+    /// Of the root that everything was compiled in, if one was.
+    pub builder_root: Option<Digest32>,
+    _compiled: Vec<Compiled>,
+}
+
+impl Parts {
+    /// Makes the parts of a recipe, or takes them from the cache. The caller holds the cache's lock.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn make(
+        recipe: &Recipe,
+        lock: &Lock,
+        request: &Request,
+        progress: &Progress,
+    ) -> Result<Self, BuildError> {
+        match &recipe.parts {
+            recipe::Parts::Here { firmware } => here(recipe, lock, request, progress, firmware),
+            recipe::Parts::InBuilderRoot => in_builder_root(recipe, lock, request, progress),
+        }
+    }
+}
+
+fn here(
+    recipe: &Recipe,
+    lock: &Lock,
+    request: &Request,
+    progress: &Progress,
+    firmware: &Path,
+) -> Result<Parts, BuildError> {
+    let places = &request.places;
+    if !places.libtorch.join("lib").is_dir() {
+        return Err(BuildError::NoLibtorch {
+            path: places.libtorch.clone(),
+        });
+    }
+    let (_, firmware_sha256) = hash_file(firmware).map_err(|_| BuildError::NoFirmware {
+        path: firmware.to_owned(),
+    })?;
+    let ingredients = Ingredients::load(&places.source, lock, &recipe.kernel).map_err(KernelError::from)?;
+    let plan = KernelPlan::new(ingredients)?;
+    let kernel = match plan.cached(&places.cache) {
+        Some(path) => path,
+        None => {
+            progress.stage("kernel: unpacking and compiling, about 6 minutes on two cores");
+            plan.build(&request.inputs, &places.cache, request.jobs)?
+        }
+    };
+    progress.stage("kernel: ready");
+    let mut inputs = plan.inputs();
+    inputs.insert("firmware".into(), firmware_sha256);
+    let mut programs = Vec::new();
+    for program in &recipe.programs {
+        progress.stage(&format!("{}: compiling what has changed", program.package));
+        let built = program::compile(program, places);
+        programs.push(built.map_err(|source| BuildError::Program {
+            package: program.package.clone(),
+            source,
+        })?);
+    }
+    Ok(Parts {
+        firmware: firmware.to_owned(),
+        firmware_snp: None,
+        kernel,
+        programs,
+        libraries: folders(recipe, &places.libtorch, None),
+        inputs,
+        builder_root: None,
+        _compiled: vec![],
+    })
+}
+
+fn in_builder_root(
+    recipe: &Recipe,
+    lock: &Lock,
+    request: &Request,
+    progress: &Progress,
+) -> Result<Parts, BuildError> {
+    let source = &request.places.source;
+    let wanted = recipe::builder(source)?;
+    let builder = BuilderRoot::prepare(lock, &wanted, &request.inputs, &request.helper, progress)?;
+    progress.stage("builder root: ready");
+    let workshop = Workshop {
+        source,
+        lock,
+        sources: &request.inputs,
+        builder: &builder,
+        jobs: request.jobs,
+        fresh: request.fresh,
+        progress,
+    };
+    workshop.sweep()?;
+    let mut inputs = BTreeMap::from([("builder root".to_owned(), builder.digest)]);
+    let mut keep = |made: Made| {
+        inputs.extend(made.inputs);
+        made.path
+    };
+    // What is made each time, and fails most easily, comes first.
+    let libtorch = keep(workshop.libtorch()?);
+    let mut compiled = Vec::new();
+    for program in &recipe.programs {
+        // A program that brings its C library along cannot load others.
+        let libtorch = (program.linkage == Linkage::Dynamic).then_some(libtorch.as_path());
+        compiled.push(workshop.program(program, libtorch)?);
+    }
+    let firmware = keep(workshop.firmware(Platform::Tdx)?);
+    let firmware_snp = keep(workshop.firmware(Platform::Snp)?);
+    let kernel = keep(workshop.kernel(&recipe.kernel)?);
+    Ok(Parts {
+        firmware,
+        firmware_snp: Some(firmware_snp),
+        kernel,
+        programs: compiled.iter().map(|program| program.path.clone()).collect(),
+        libraries: folders(recipe, &libtorch, Some(builder.folder())),
+        inputs,
+        builder_root: Some(builder.digest),
+        _compiled: compiled,
+    })
+}
+
+/// The recipe's library folders on this machine.
+fn folders(recipe: &Recipe, libtorch: &Path, builder: Option<&Path>) -> Vec<LibraryFolder> {
+    let on_this_machine = |folder: &str| {
+        let folder = folder.replace(LIBTORCH, &libtorch.to_string_lossy());
+        match builder {
+            Some(builder) => folder.replace(BUILDER, &builder.to_string_lossy()),
+            None => folder,
+        }
+    };
+    recipe
+        .libraries
+        .iter()
+        .map(|library| LibraryFolder {
+            name: library.name.clone(),
+            folder: on_this_machine(&library.folder),
+            strip: library.strip,
+        })
+        .collect()
+}

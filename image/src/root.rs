@@ -1,0 +1,71 @@
+//! Collects what goes into an image's root file system: the recipe's directories and programs, and the libraries that
+//! the programs need. Nothing else can get in.
+
+use std::{collections::BTreeMap, path::Path};
+
+use cocoon_evidence::Digest32;
+
+use crate::{
+    command,
+    erofs::{Content, Tree},
+    image::{BuildError, file_error},
+    input::hash_file,
+    library::{self, Library},
+    parts::Parts,
+    recipe::Recipe,
+};
+
+/// What goes into the root, before it is written.
+#[derive(Debug, Default)]
+pub struct Root {
+    /// Every file and directory.
+    pub tree: Tree,
+    /// Path in the root to the name of its source.
+    pub sources: BTreeMap<String, String>,
+    /// What decides the root's bytes.
+    pub inputs: BTreeMap<String, Digest32>,
+}
+
+impl Root {
+    /// Collects the root of a recipe.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn collect(recipe: &Recipe, parts: &Parts, cache: &Path) -> Result<Self, BuildError> {
+        let mut root = Self::default();
+        for directory in &recipe.directories {
+            root.tree.add_directory(directory)?;
+            root.inputs
+                .insert(format!("directory {directory}"), Digest32::of(b""));
+        }
+        for (program, built) in recipe.programs.iter().zip(&parts.programs) {
+            let (_, sha256) = hash_file(built).map_err(|source| file_error(built, source))?;
+            root.add(&program.path, built, &program.package, sha256)?;
+        }
+        root.add_libraries(parts, cache)?;
+        Ok(root)
+    }
+
+    fn add_libraries(&mut self, parts: &Parts, cache: &Path) -> Result<(), BuildError> {
+        let libraries = library::closure(&parts.programs, &parts.libraries)?;
+        let mut strip_version = String::new();
+        if libraries.values().any(|library| library.strip) {
+            strip_version = command::version("strip").map_err(BuildError::Strip)?;
+            let digest = Digest32::of(strip_version.as_bytes());
+            self.inputs.insert(format!("strip: {strip_version}"), digest);
+        }
+        for library in libraries.values() {
+            let Library { install, source, .. } = library;
+            let path = library::prepared(library, &strip_version, cache)?;
+            self.add(install, &path, source, library.sha256)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, install: &str, path: &Path, source: &str, sha256: Digest32) -> Result<(), BuildError> {
+        self.tree.add_file(install, 0o755, Content::of_file(path)?)?;
+        self.sources.insert(install.to_owned(), source.to_owned());
+        self.inputs.insert(format!("{source}: {install}"), sha256);
+        Ok(())
+    }
+}
