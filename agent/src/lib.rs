@@ -21,6 +21,7 @@ pub mod gpu;
 pub mod guest;
 pub mod host;
 pub mod meter;
+pub mod modules;
 pub mod openai;
 mod places;
 pub mod platform;

@@ -8,7 +8,7 @@ use cocoon_agent::{
     engine::Engine,
     guest,
     host::HostClient,
-    platform,
+    modules, platform,
     process::{Children, EngineCommand, GpuCommand},
     serve::{self, Deadlines},
     system,
@@ -85,6 +85,7 @@ async fn serve(
     host: Arc<HostClient>,
 ) -> Result<(), String> {
     mounted.map_err(|error| format!("{error}: {}", error.cause()))?;
+    modules::lock(Path::new(modules::SWITCH)).map_err(|error| error.to_string())?;
     system::allow_open_files(OPEN_FILES)
         .map_err(|error| format!("allowing {OPEN_FILES} open files: {error}"))?;
     // Before the engine starts, which is granted what is below.
