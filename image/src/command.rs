@@ -8,6 +8,8 @@ use std::{
     process::{Command, ExitStatus, Stdio},
 };
 
+use crate::interrupt;
+
 /// Lines of a failed program's output that the error repeats.
 const TAIL_LINES: usize = 20;
 /// Tools and the Debian package each comes in.
@@ -62,7 +64,7 @@ pub enum CommandError {
     },
 }
 
-/// Runs a command to its end. Its output goes to `log`, or into the error if it fails.
+/// Runs a command to its end, or until this program is told to end. Its output goes to `log`, or into the error if it fails.
 ///
 /// # Errors
 /// See [`CommandError`].
@@ -81,7 +83,8 @@ pub fn run(command: &mut Command, log: Option<&Path>) -> Result<String, CommandE
     command.stdin(Stdio::null());
     let (status, stdout, text) = match log {
         None => {
-            let output = command.output().map_err(start)?;
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let output = interrupt::run(command).map_err(start)?;
             let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
             let text = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
             (output.status, stdout, text)
@@ -97,9 +100,10 @@ pub fn run(command: &mut Command, log: Option<&Path>) -> Result<String, CommandE
                 .open(path)
                 .map_err(keep)?;
             let second = file.try_clone().map_err(keep)?;
-            let status = command.stdout(file).stderr(second).status().map_err(start)?;
+            let output = interrupt::run(command.stdout(file).stderr(second)).map_err(start)?;
             let text = std::fs::read(path).map_err(keep)?;
-            (status, String::new(), String::from_utf8_lossy(&text).into_owned())
+            let text = String::from_utf8_lossy(&text).into_owned();
+            (output.status, String::new(), text)
         }
     };
     if status.success() {

@@ -13,6 +13,7 @@ pub mod erofs;
 pub mod image;
 pub mod input;
 pub mod inspect;
+pub mod interrupt;
 pub mod kernel;
 pub mod library;
 pub mod lock;

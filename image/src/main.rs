@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use cocoon_image::{model, sandbox};
+use cocoon_image::{interrupt, model, sandbox};
 
 use crate::cli::{
     BuildArguments, EnterArguments, InspectArguments, LockCommand, PartArguments, SbomArguments,
@@ -20,7 +20,8 @@ mod cli;
 ///
 /// Exit codes: 0 done; 1 the build failed; 2 wrong usage; 3 something has to be installed or fetched first
 /// (the message says what); 10 of `verify`, `inspect`, `sign` and `verify-signature`: the files are not what was built
-/// again, what was signed or what the manifest says; 11 of `sign` and `verify-signature`: no good signature by the key.
+/// again, what was signed or what the manifest says; 11 of `sign` and `verify-signature`: no good signature by the key; 128 and the signal's
+/// number: told to end, with nothing left behind.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -83,7 +84,15 @@ enum ModelCommand {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    // What runs in the builder root ends with the program that started it.
+    if !matches!(command, Command::Enter(_))
+        && let Err(error) = interrupt::watch()
+    {
+        eprintln!("error: cannot be told to end: {error}");
+        return ExitCode::FAILURE;
+    }
+    let result = match command {
         Command::Build(arguments) => cli::build(arguments),
         Command::Part(arguments) => cli::part(&arguments),
         Command::Enter(arguments) => return cli::enter(&arguments),
@@ -107,6 +116,10 @@ fn main() -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
+    if let Some(code) = interrupt::ended() {
+        eprintln!("stopped by a signal; what was begun is removed");
+        return ExitCode::from(code);
+    }
     eprintln!("error: {error:#}");
     if let Some(code) = cli::signature_code(&error) {
         return ExitCode::from(code);
