@@ -141,8 +141,8 @@ fn pack(folder: &Path, out: &Path, name: Option<String>) -> anyhow::Result<()> {
     };
     let packed = model::pack(folder, &name, out)
         .with_context(|| format!("cannot pack the model in {}", folder.display()))?;
-    for entry in &packed.entries {
-        eprintln!("{:>12}  {}", entry.bytes, entry.path);
+    for (name, bytes) in &packed.files {
+        eprintln!("{bytes:>12}  {name}");
     }
     if !packed.left_out.is_empty() {
         eprintln!("not packed: {}", packed.left_out.join(", "));

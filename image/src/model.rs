@@ -4,6 +4,7 @@
 //! them): only regular files inside the folder are packed.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -11,7 +12,10 @@ use std::{
 use cocoon_measurements::VerityTree;
 use serde::Serialize;
 
-use crate::erofs::{Content, Entry, PathError, Tree, WriteError};
+use crate::{
+    erofs::{Content, PathError, Tree, WriteError},
+    verity::volume_bytes,
+};
 
 /// Files that the engine reads, besides `*.safetensors`.
 const FILES: [&str; 8] = [
@@ -44,8 +48,8 @@ pub struct Packed {
     pub volume: ModelVolume,
     /// Where the JSON file is.
     pub description: PathBuf,
-    /// What the volume holds, directories included.
-    pub entries: Vec<Entry>,
+    /// Length of each file in the volume, by name.
+    pub files: BTreeMap<String, u64>,
     /// Names in the folder that were not packed.
     pub left_out: Vec<String>,
     /// Length of the volume.
@@ -110,7 +114,11 @@ pub enum PackError {
 /// See [`PackError`]. Nothing is then under either name that was not there before.
 pub fn pack(folder: &Path, name: &str, out: &Path) -> Result<Packed, PackError> {
     check_name(name)?;
-    let (tree, left_out) = collect(folder)?;
+    let Collected {
+        tree,
+        files,
+        left_out,
+    } = collect(folder)?;
     let description = out.with_extension("json");
     let publish = |path: &Path| {
         let path = path.to_owned();
@@ -130,10 +138,11 @@ pub fn pack(folder: &Path, name: &str, out: &Path) -> Result<Packed, PackError> 
         .tempfile_in(parent)
         .map_err(publish(out))?;
     let file = image.as_file().try_clone().map_err(publish(out))?;
-    let (sealed, entries) = tree.write(file, "model")?;
+    let verity = tree.seal(file, "model")?;
+    let bytes = volume_bytes(verity.data_blocks);
     let volume = ModelVolume {
         name: name.to_owned(),
-        verity: sealed.verity,
+        verity,
     };
     let text = serde_json::to_string_pretty(&volume).expect("plain data") + "\n";
     let json = tempfile::Builder::new()
@@ -148,9 +157,9 @@ pub fn pack(folder: &Path, name: &str, out: &Path) -> Result<Packed, PackError> 
     Ok(Packed {
         volume,
         description,
-        entries,
+        files,
         left_out,
-        bytes: sealed.bytes,
+        bytes,
     })
 }
 
@@ -169,18 +178,25 @@ fn check_name(name: &str) -> Result<(), PackError> {
 }
 
 /// The files of a model, and the names that are not part of it.
-fn collect(folder: &Path) -> Result<(Tree, Vec<String>), PackError> {
+#[derive(Debug, Default)]
+struct Collected {
+    tree: Tree,
+    files: BTreeMap<String, u64>,
+    left_out: Vec<String>,
+}
+
+fn collect(folder: &Path) -> Result<Collected, PackError> {
     let read = |path: &Path| {
         let path = path.to_owned();
         move |source| PackError::Read { path, source }
     };
     let inside = folder.canonicalize().map_err(read(folder))?;
-    let (mut tree, mut packed, mut left_out) = (Tree::default(), Vec::new(), Vec::new());
+    let mut found = Collected::default();
     for entry in fs::read_dir(&inside).map_err(read(folder))? {
         let name = entry.map_err(read(folder))?.file_name();
         let name = name.to_string_lossy().into_owned();
         if !FILES.contains(&name.as_str()) && !name.ends_with(WEIGHTS) {
-            left_out.push(name);
+            found.left_out.push(name);
             continue;
         }
         let path = folder.join(&name);
@@ -197,20 +213,22 @@ fn collect(folder: &Path) -> Result<(Tree, Vec<String>), PackError> {
                 problem: "is not a regular file",
             });
         }
-        tree.add_file(&format!("/{name}"), 0o644, Content::of_file(&real)?)?;
-        packed.push(name);
+        let content = Content::of_file(&real)?;
+        let bytes = content.bytes();
+        found.tree.add_file(&format!("/{name}"), 0o644, content)?;
+        found.files.insert(name, bytes);
     }
-    left_out.sort();
+    found.left_out.sort();
     let missing = REQUIRED
         .into_iter()
-        .find(|required| !packed.iter().any(|name| name == required))
+        .find(|required| !found.files.contains_key(*required))
         .map(str::to_owned);
     let no_weights = || {
-        let weights = packed.iter().any(|name| name.ends_with(WEIGHTS));
+        let weights = found.files.keys().any(|name| name.ends_with(WEIGHTS));
         (!weights).then(|| format!("*{WEIGHTS}"))
     };
     match missing.or_else(no_weights) {
-        None => Ok((tree, left_out)),
+        None => Ok(found),
         Some(what) => Err(PackError::Incomplete {
             folder: folder.to_owned(),
             what,

@@ -3,14 +3,19 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    thread,
 };
 
 use cocoon_evidence::Digest32;
+use cocoon_measurements::VerityTree;
 use sha2::{Digest as _, Sha256};
 
-use super::{Entry, Layout, Names, PathError};
-use crate::verity::{Sealed, VerityWriter};
+use super::{Entry, Inode, Layout, Names, PathError};
+use crate::verity::{BLOCK_BYTES, Sealed, VerityWriter, volume_bytes};
+
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// What a file holds.
 #[derive(Debug, Clone)]
@@ -40,6 +45,14 @@ pub enum WriteError {
     /// A source file cannot be read.
     #[error("cannot read {}", path.display())]
     Source {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A source file cannot be copied: it cannot be read, or the volume not be written.
+    #[error("cannot copy {} into the volume; is there enough space?", path.display())]
+    Copy {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -81,7 +94,8 @@ impl Content {
         })
     }
 
-    fn bytes(&self) -> u64 {
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::File { bytes, .. } => *bytes,
@@ -108,7 +122,37 @@ impl Tree {
         Ok(())
     }
 
-    /// Writes the file system and its dm-verity tree into an empty file, reading each source once.
+    /// Writes the file system and its dm-verity tree into an empty file, then reads it for the hash of the whole and
+    /// of each entry.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. The file is then incomplete.
+    pub fn write(&self, file: File, domain: &str) -> Result<(Sealed, Vec<Entry>), WriteError> {
+        let written = file.try_clone().map_err(WriteError::Volume)?;
+        let verity = self.seal(file, domain)?;
+        let bytes = volume_bytes(verity.data_blocks);
+        let inodes = Layout::new(&self.names).inodes;
+        let (whole, entries) = thread::scope(|scope| {
+            let whole = scope.spawn(|| hash_part(&written, 0, bytes));
+            let entries = inodes.iter().map(|inode| entry(inode, &written));
+            let entries = entries.collect::<io::Result<Vec<_>>>();
+            (whole.join().expect("hashing does not panic"), entries)
+        });
+        let sha256 = whole.map_err(WriteError::Volume)?;
+        let mut entries = entries.map_err(WriteError::Volume)?;
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok((
+            Sealed {
+                verity,
+                bytes,
+                sha256,
+            },
+            entries,
+        ))
+    }
+
+    /// Writes the file system and its dm-verity tree into an empty file, reading each source once, if the kernel does
+    /// not share its blocks with the volume.
     ///
     /// The salt is a hash of `domain` and of the superblock, inodes and directories. A salt only has to keep
     /// one volume's hashes from being of use against another, and is public; a random one would make each
@@ -116,71 +160,61 @@ impl Tree {
     ///
     /// # Errors
     /// See [`WriteError`]. The file is then incomplete.
-    pub fn write(&self, file: File, domain: &str) -> Result<(Sealed, Vec<Entry>), WriteError> {
+    pub fn seal(&self, file: File, domain: &str) -> Result<VerityTree, WriteError> {
         let layout = Layout::new(&self.names);
         let metadata = layout.metadata();
         let salt = Digest32::of_parts([b"cocoon-verity-salt-v1\0", domain.as_bytes(), b"\0", &metadata]);
         let mut volume = VerityWriter::new(file, layout.blocks, salt);
         volume.write_all(&metadata).map_err(WriteError::Volume)?;
-        let mut entries = Vec::new();
-        for inode in &layout.inodes {
-            let content = inode.file.map(|number| &self.contents[number]);
-            entries.push(Entry {
-                path: inode.path.clone(),
-                mode: inode.mode,
-                bytes: content.map_or(0, Content::bytes),
-                sha256: match content {
-                    None => Digest32::of(b""),
-                    Some(content) => copy(content, &mut volume)?,
-                },
-            });
+        for number in layout.inodes.iter().filter_map(|inode| inode.file) {
+            match &self.contents[number] {
+                Content::Bytes(bytes) => volume.write_all(bytes).map_err(WriteError::Volume)?,
+                Content::File { path, bytes } => copy_file(path, *bytes, &mut volume)?,
+            }
+            volume.pad().map_err(WriteError::Volume)?;
         }
-        entries.sort_by(|a, b| a.path.cmp(&b.path));
-        let sealed = volume.finish().map_err(WriteError::Volume)?;
-        Ok((sealed, entries))
+        volume.finish().map_err(WriteError::Volume)
     }
 }
 
-fn copy(content: &Content, volume: &mut VerityWriter) -> Result<Digest32, WriteError> {
-    let mut hash = Sha256::new();
-    match content {
-        Content::Bytes(bytes) => {
-            hash.update(bytes);
-            volume.write_all(bytes).map_err(WriteError::Volume)?;
-        }
-        Content::File { path, bytes } => copy_file(path, *bytes, volume, &mut hash)?,
-    }
-    volume.pad().map_err(WriteError::Volume)?;
-    Ok(Digest32(hash.finalize().into()))
-}
-
-fn copy_file(
-    path: &Path,
-    expected: u64,
-    volume: &mut VerityWriter,
-    hash: &mut Sha256,
-) -> Result<(), WriteError> {
-    let failed = |source| WriteError::Source {
+fn copy_file(path: &Path, expected: u64, volume: &mut VerityWriter) -> Result<(), WriteError> {
+    let source = |source| WriteError::Source {
         path: path.to_owned(),
         source,
     };
-    // One byte more, so that a file that has grown is noticed.
-    let mut file = File::open(path).map_err(failed)?.take(expected + 1);
-    let mut buffer = vec![0; 1 << 20];
-    let mut copied = 0;
-    loop {
-        let count = file.read(&mut buffer).map_err(failed)?;
-        copied += count as u64;
-        if copied > expected || (count == 0 && copied < expected) {
-            return Err(WriteError::Changed {
-                path: path.to_owned(),
-                expected,
-            });
-        }
-        if count == 0 {
-            return Ok(());
-        }
-        hash.update(&buffer[..count]);
-        volume.write_all(&buffer[..count]).map_err(WriteError::Volume)?;
+    let mut file = File::open(path).map_err(source)?;
+    let copied = volume.copy(&file, expected).map_err(|source| WriteError::Copy {
+        path: path.to_owned(),
+        source,
+    })?;
+    // One byte more is a file that has grown.
+    if copied < expected || file.read(&mut [0]).map_err(source)? > 0 {
+        return Err(WriteError::Changed {
+            path: path.to_owned(),
+            expected,
+        });
     }
+    Ok(())
+}
+
+fn entry(inode: &Inode, volume: &File) -> io::Result<Entry> {
+    let bytes = inode.file.map_or(0, |_| inode.bytes);
+    Ok(Entry {
+        path: inode.path.clone(),
+        mode: inode.mode,
+        bytes,
+        sha256: hash_part(volume, inode.start_block * BLOCK_BYTES as u64, bytes)?,
+    })
+}
+
+fn hash_part(file: &File, start: u64, bytes: u64) -> io::Result<Digest32> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let end = start + bytes;
+    for at in (start..end).step_by(BUFFER_BYTES) {
+        let used = (end - at).min(BUFFER_BYTES as u64) as usize;
+        file.read_exact_at(&mut buffer[..used], at)?;
+        hash.update(&buffer[..used]);
+    }
+    Ok(Digest32(hash.finalize().into()))
 }

@@ -134,9 +134,9 @@ fn bytes_hidden_behind_the_end_of_a_file_are_refused() {
     writer.write_all(&data).unwrap();
     let sealed = writer.finish().unwrap();
     relist(dir.path(), |manifest| {
-        let (old, new) = (verity.root_hash.to_string(), sealed.verity.root_hash.to_string());
+        let (old, new) = (verity.root_hash.to_string(), sealed.root_hash.to_string());
         manifest.command_line = manifest.command_line.replace(&old, &new);
-        manifest.root_verity = sealed.verity;
+        manifest.root_verity = sealed;
         manifest.artifacts.root = Artifact::of_file(&root).unwrap();
     });
     let error = inspect(dir.path()).unwrap_err();

@@ -12,7 +12,7 @@ use cocoon_evidence::Digest32;
 use cocoon_measurements::VerityTree;
 use sha2::{Digest as _, Sha256};
 
-use super::{BLOCK_BYTES, DIGEST_BYTES, DIGESTS_PER_BLOCK, level_starts, tree_blocks};
+use super::{BLOCK_BYTES, DIGEST_BYTES, DIGESTS_PER_BLOCK, level_starts, volume_bytes};
 
 type Block = [u8; BLOCK_BYTES];
 
@@ -101,7 +101,7 @@ impl VerityReader {
         }
         let file = File::open(path).map_err(read)?;
         let found = file.metadata().map_err(read)?.len();
-        let expected = (data_blocks + tree_blocks(data_blocks)) * BLOCK_BYTES as u64;
+        let expected = volume_bytes(data_blocks);
         if found != expected {
             return Err(VerityError::Length {
                 path: path.to_owned(),

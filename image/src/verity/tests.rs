@@ -15,7 +15,7 @@ fn data(blocks: u64) -> Vec<u8> {
         .collect()
 }
 
-fn seal(path: &std::path::Path, blocks: u64, salt: Digest32) -> Sealed {
+fn seal(path: &std::path::Path, blocks: u64, salt: Digest32) -> VerityTree {
     let file = File::options()
         .read(true)
         .write(true)
@@ -31,14 +31,12 @@ fn seal(path: &std::path::Path, blocks: u64, salt: Digest32) -> Sealed {
 fn tree_and_root_hash_are_those_of_veritysetup() {
     let salt = Digest32::of(b"salt");
     let dir = tempfile::tempdir().unwrap();
-    // One block, one level, the edges of a full hash block, two levels, three levels.
-    for blocks in [1, 2, 127, 128, 129, 300, 128 * 128, 128 * 128 + 1] {
+    // One block, one level, the edges of a full hash block and of what one thread hashes, two levels, three levels.
+    for blocks in [1, 2, 127, 128, 129, 300, 1024, 1025, 128 * 128, 128 * 128 + 1] {
         let ours = dir.path().join(format!("ours-{blocks}"));
         let sealed = seal(&ours, blocks, salt);
         let bytes = std::fs::read(&ours).unwrap();
-        assert_eq!(sealed.bytes, bytes.len() as u64);
-        assert_eq!(sealed.sha256, Digest32::of(&bytes));
-        assert_eq!(sealed.bytes, (blocks + tree_blocks(blocks)) * BLOCK_BYTES as u64);
+        assert_eq!(volume_bytes(blocks), bytes.len() as u64);
 
         let theirs = dir.path().join(format!("theirs-{blocks}"));
         std::fs::write(&theirs, data(blocks)).unwrap();
@@ -46,7 +44,7 @@ fn tree_and_root_hash_are_those_of_veritysetup() {
             eprintln!("SKIP: veritysetup (Debian: cryptsetup-bin) is not installed");
             return;
         };
-        assert_eq!(sealed.verity.root_hash, root_hash, "{blocks} blocks");
+        assert_eq!(sealed.root_hash, root_hash, "{blocks} blocks");
         assert!(std::fs::read(&theirs).unwrap() == bytes, "{blocks} blocks");
     }
 }
@@ -75,7 +73,7 @@ fn known_vector() {
     let dir = tempfile::tempdir().unwrap();
     let sealed = seal(&dir.path().join("volume"), 300, Digest32::of(b"salt"));
     assert_eq!(
-        sealed.verity.root_hash.to_string(),
+        sealed.root_hash.to_string(),
         "01aaf854347481a7c5ab35379977c0e438954cbbccf9cbc02c77f083d49b9cf1"
     );
 }
@@ -107,7 +105,7 @@ fn a_flipped_bit_anywhere_is_not_read() {
     let blocks = 128 + 2;
     let sealed = seal(&path, blocks, Digest32::of(b"salt"));
     let read_all = || {
-        let mut reader = VerityReader::open(&path, sealed.verity.clone())?;
+        let mut reader = VerityReader::open(&path, sealed.clone())?;
         let content = (0..blocks).map(|number| reader.block(number));
         content
             .collect::<Result<Vec<_>, _>>()
@@ -132,7 +130,7 @@ fn a_flipped_bit_anywhere_is_not_read() {
         assert_eq!(error.to_string(), format!("{what} does not match the root hash"));
         file.write_all_at(&byte, offset).unwrap();
     }
-    let mut other = sealed.verity.clone();
+    let mut other = sealed.clone();
     other.salt = Digest32::of(b"pepper");
     let mut reader = VerityReader::open(&path, other).unwrap();
     assert!(matches!(reader.block(0), Err(VerityError::Mismatch { .. })));
@@ -144,13 +142,13 @@ fn a_volume_of_another_length_or_of_absurd_parameters_is_not_opened() {
     let path = dir.path().join("volume");
     let sealed = seal(&path, 3, Digest32::ZERO);
     for data_blocks in [0, 1, 2, 4, u64::MAX, u64::MAX / 4096, 1 << 32] {
-        let tree = cocoon_measurements::VerityTree {
+        let tree = VerityTree {
             data_blocks,
-            ..sealed.verity.clone()
+            ..sealed.clone()
         };
         assert!(VerityReader::open(&path, tree).is_err(), "{data_blocks}");
     }
-    let mut reader = VerityReader::open(&path, sealed.verity.clone()).unwrap();
+    let mut reader = VerityReader::open(&path, sealed.clone()).unwrap();
     assert!(matches!(reader.block(3), Err(VerityError::NoBlock { block: 3 })));
     File::options()
         .append(true)
@@ -158,6 +156,6 @@ fn a_volume_of_another_length_or_of_absurd_parameters_is_not_opened() {
         .unwrap()
         .write_all(b"more")
         .unwrap();
-    let error = VerityReader::open(&path, sealed.verity).unwrap_err();
+    let error = VerityReader::open(&path, sealed).unwrap_err();
     assert!(matches!(error, VerityError::Length { .. }), "{error}");
 }
