@@ -78,9 +78,9 @@ impl TrustedGuest {
         self.simulated
     }
 
-    /// From this second on (since 1970) the same appraisal would end otherwise, because the policy or an endorsement
-    /// of the quote has expired. Who remembers a verdict has to forget it by then. The dates of SEV-SNP and GPU
-    /// endorsements are judged, too, but not in here: remember such a verdict for minutes.
+    /// From this second on (since 1970) the same appraisal can end otherwise, because the policy has expired, or an
+    /// endorsement of the platform or of a GPU: a certificate, a revocation list, a RIM file's signer, an OCSP
+    /// response. Who remembers a verdict has to forget it by then.
     pub fn valid_until_s(&self) -> u64 {
         self.valid_until_s
     }
@@ -207,12 +207,12 @@ fn judge(input: &Input<'_>, endorsements: &[u8], roots: &VendorRoots) -> Apprais
         }
     };
     events::check(&mut rows, policy, bundle);
-    gpu::check(&mut rows, input, (&endorsements, &roots.nvidia));
+    let gpu_until_s = gpu::check(&mut rows, input, (&endorsements, &roots.nvidia));
 
     let report = rows.into_report(policy);
     let outcome = match report.refusal() {
         Some(refusal) => Err(refusal),
-        None => trusted(policy, bundle, platform).ok_or_else(|| Refusal {
+        None => trusted(policy, bundle, platform, gpu_until_s).ok_or_else(|| Refusal {
             class: RefusalClass::Signature,
             checks: vec![],
         }),
@@ -225,13 +225,18 @@ fn trusted(
     policy: &Policy,
     bundle: &EvidenceBundle,
     platform: Option<ProvenPlatform>,
+    gpu_until_s: u64,
 ) -> Option<TrustedGuest> {
     let platform = platform?;
     Some(TrustedGuest {
         events: bundle.events.clone(),
         usage_key: bundle.events.payload(EventKind::UsageKey)?.try_into().ok()?,
         simulated: policy.is_simulated(),
-        valid_until_s: policy.terms().expires_s.min(platform.endorsed_until_s),
+        valid_until_s: policy
+            .terms()
+            .expires_s
+            .min(platform.endorsed_until_s)
+            .min(gpu_until_s),
         tcb_evaluation_number: platform.tcb_evaluation_number,
         platform: platform.id,
     })

@@ -77,6 +77,9 @@ pub struct Judgement {
     verdict: Verdict,
     checks: Vec<JudgedCheck>,
     claims: Map<String, Value>,
+    /// Not part of the JSON form.
+    #[serde(skip)]
+    until_s: u64,
 }
 
 impl Judgement {
@@ -93,7 +96,24 @@ impl Judgement {
             },
             checks,
             claims,
+            until_s: u64::MAX,
         }
+    }
+
+    /// The same, which the clock alone makes another from this second on at the latest.
+    #[must_use]
+    pub(crate) fn until(self, until_s: u64) -> Self {
+        Self {
+            until_s: self.until_s.min(until_s),
+            ..self
+        }
+    }
+
+    /// The first second at which something that was judged (a certificate, a revocation list, an OCSP response) is
+    /// valid no longer, or another one begins to be. Of SEV-SNP and NVIDIA; for TDX, [`crate::tdx`] says it of the
+    /// collateral.
+    pub(crate) fn until_s(&self) -> u64 {
+        self.until_s
     }
 
     /// The same with more checks, and one more claim.
@@ -101,13 +121,13 @@ impl Judgement {
     pub fn with(mut self, checks: Vec<JudgedCheck>, claim: (&str, Value)) -> Self {
         self.checks.extend(checks);
         self.claims.insert(claim.0.to_owned(), claim.1);
-        Self::new(self.checks, self.claims)
+        Self::new(self.checks, self.claims).until(self.until_s)
     }
 
     /// The same with every check as `change` leaves it.
     #[must_use]
     pub(crate) fn map_checks(self, change: impl Fn(JudgedCheck) -> JudgedCheck) -> Self {
-        Self::new(self.checks.into_iter().map(change).collect(), self.claims)
+        Self::new(self.checks.into_iter().map(change).collect(), self.claims).until(self.until_s)
     }
 
     /// Whether the evidence is accepted.

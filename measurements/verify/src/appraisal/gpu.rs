@@ -14,7 +14,8 @@ use crate::{
     report::{Fault, RefusalClass},
 };
 
-pub(super) fn check(rows: &mut Rows, input: &Input<'_>, vendor: (&Endorsements, &NvidiaRoots)) {
+/// The first second at which what was judged of the GPUs can be judged otherwise.
+pub(super) fn check(rows: &mut Rows, input: &Input<'_>, vendor: (&Endorsements, &NvidiaRoots)) -> u64 {
     let items = input.bundle.gpu.as_slice();
     let terms = input.policy.terms();
     let payload = input.bundle.events.payload(EventKind::GpuEvidence);
@@ -42,8 +43,9 @@ pub(super) fn check(rows: &mut Rows, input: &Input<'_>, vendor: (&Endorsements, 
     rows.proven(row, holds && payload == Some(measured.as_slice()));
     if let (GpuEvidenceRule::Nvidia, Some(terms), [_, ..]) = (terms.events.gpu_evidence, &terms.nvidia, items)
     {
-        check_devices(rows, input, (terms, items), vendor);
+        return check_devices(rows, input, (terms, items), vendor);
     }
+    u64::MAX
 }
 
 fn check_devices(
@@ -51,7 +53,7 @@ fn check_devices(
     input: &Input<'_>,
     (terms, items): (&NvidiaTerms, &[GpuEvidence]),
     (endorsements, roots): (&Endorsements, &NvidiaRoots),
-) {
+) -> u64 {
     let devices: Result<Vec<_>, _> = items.iter().map(device).collect();
     let devices = match devices {
         Ok(devices) => devices,
@@ -63,7 +65,8 @@ fn check_devices(
                 fault: Fault::Host,
                 class: RefusalClass::Gpu,
             };
-            return rows.local(row, false);
+            rows.local(row, false);
+            return u64::MAX;
         }
     };
     let usage_key = input.bundle.events.payload(EventKind::UsageKey);
@@ -90,6 +93,7 @@ fn check_devices(
     // What NVIDIA vouches for is the GPU; that it is this guest's GPU, only the platform.
     let proof = rows.proof();
     judged::push(rows, &judgement, proof, classify);
+    judgement.until_s()
 }
 
 fn device(item: &GpuEvidence) -> Result<DeviceEvidence, CertificateError> {

@@ -40,7 +40,7 @@ pub(super) fn check(
         id: PlatformId::Snp {
             chip_id: report.chip_id(),
         },
-        endorsed_until_s: u64::MAX,
+        endorsed_until_s: judgement.until_s(),
         tcb_evaluation_number: None,
     })
 }

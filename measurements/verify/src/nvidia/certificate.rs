@@ -6,7 +6,11 @@ use aws_lc_rs::signature::{
     UnparsedPublicKey,
 };
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, Oid};
-use x509_parser::prelude::{FromDer as _, ParsedExtension, Pem, X509Certificate, X509Extension, X509Version};
+use x509_parser::prelude::{
+    ASN1Time, FromDer as _, ParsedExtension, Pem, X509Certificate, X509Extension, X509Version,
+};
+
+use super::window::Window;
 
 /// Most bytes of one certificate; NVIDIA's have less than 1 KiB.
 const CERTIFICATE_BYTES_MAX: usize = 8 << 10;
@@ -175,6 +179,18 @@ impl<'a> Certificate<'a> {
         let validity = self.x509.validity();
         let now_s = i64::try_from(now_s).unwrap_or(i64::MAX);
         (validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&now_s)
+    }
+
+    /// When [`Self::is_valid_at`] says something else next.
+    pub(super) fn changes_s(&self, now_s: u64) -> u64 {
+        // What was before 1970 does not change any more.
+        let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or_default();
+        let validity = self.x509.validity();
+        let window = Window {
+            from_s: seconds(validity.not_before),
+            to_s: seconds(validity.not_after),
+        };
+        window.changes_s(now_s)
     }
 
     /// "2023-06-23 to 2025-06-22".

@@ -183,6 +183,9 @@ impl<'a> Chain<'a> {
     }
 
     fn judge_validity(&self, now_s: u64, rows: &mut Rows) {
+        for certificate in &self.certificates {
+            rows.ends(certificate.changes_s(now_s));
+        }
         let expired = self
             .certificates
             .iter()

@@ -6,7 +6,7 @@ use super::chain::{Chain, DEVICE_CHAIN_CERTIFICATES};
 use super::evidence::DeviceEvidence;
 use super::identity::{self, Architecture};
 use super::measurements::{RimJudge, RimKind, rim_name};
-use super::ocsp::{Revocation, Revocations, revocation};
+use super::ocsp::{Revocation, Revocations, revocation, revocation_changes_s};
 use super::opaque::{GpuMode, UnitStatus};
 use super::rim::Rim;
 use super::rows::Rows;
@@ -417,6 +417,7 @@ impl<'a> RevocationCheck<'a> {
         for (index, pair) in chain.certificates.windows(2).enumerate().skip(first) {
             let [subject, issuer] = pair else { continue };
             let found = revocation(self.responses, subject, issuer, now_s);
+            rows.ends(revocation_changes_s(self.responses, subject, issuer, now_s));
             self.row(
                 &format!("chain.revocation-{index}"),
                 &subject.subject(),

@@ -24,6 +24,7 @@ mod rim;
 mod rows;
 mod spdm;
 mod terms;
+mod window;
 
 use std::collections::BTreeSet;
 
@@ -79,7 +80,7 @@ pub fn judge_nvidia(evidence: &[u8], inputs: &NvidiaInputs<'_>) -> Judgement {
                 "a report, its hexadecimal text, or NVIDIA's JSON",
                 error,
             );
-            Judgement::new(rows.into_checks(), Map::new())
+            rows.into_judgement(Map::new())
         }
     }
 }
@@ -121,7 +122,7 @@ pub fn judge_devices(devices: &[DeviceEvidence], inputs: &NvidiaInputs<'_>) -> J
     judge_count(&identities, inputs.policy, &mut rows);
     judge_guest(inputs, &mut rows);
     let claims = Map::from_iter([("devices".to_owned(), json!(claims))]);
-    Judgement::new(rows.into_checks(), claims)
+    rows.into_judgement(claims)
 }
 
 /// With the number of each file, from 0.

@@ -11,6 +11,7 @@ use x509_ocsp::{
 };
 
 use super::certificate::{Certificate, SignatureDigest};
+use super::window::Window;
 
 /// Most bytes of one response; NVIDIA's have about 2 KiB.
 pub const OCSP_BYTES_MAX: usize = 64 << 10;
@@ -195,16 +196,42 @@ pub(super) fn revocation(
     answers.min_by_key(rank).unwrap_or(Revocation::Unnamed)
 }
 
+/// When [`revocation`] may say something else next: a response, or the certificate of who signed it, ends or begins
+/// to be valid.
+pub(super) fn revocation_changes_s(
+    responses: &[Revocations],
+    subject: &Certificate<'_>,
+    issuer: &Certificate<'_>,
+    now_s: u64,
+) -> u64 {
+    let changes = responses.iter().flat_map(|response| {
+        let all = response.response.tbs_response_data.responses.iter();
+        let about = all.filter(|single| names(&single.cert_id, subject, issuer));
+        let responders = response.responders.iter();
+        let responders = responders.filter_map(|der| Certificate::parse(der).ok());
+        about
+            .map(|single| window(single).changes_s(now_s))
+            .chain(responders.map(|responder| responder.changes_s(now_s)))
+            .collect::<Vec<_>>()
+    });
+    changes.min().unwrap_or(u64::MAX)
+}
+
 /// The window of validity, if `now_s` is outside of it.
 fn staleness(single: &SingleResponse, now_s: u64) -> Option<Revocation> {
+    let Window { from_s, to_s } = window(single);
+    let fresh = window(single).contains(now_s);
+    (!fresh).then(|| Revocation::Stale(format!("valid from {from_s} to {to_s}")))
+}
+
+fn window(single: &SingleResponse) -> Window {
     let seconds = |time: &OcspGeneralizedTime| time.0.to_unix_duration().as_secs();
     let from_s = seconds(&single.this_update);
     let to_s = single
         .next_update
         .as_ref()
         .map_or(from_s.saturating_add(WITHOUT_NEXT_UPDATE_S), seconds);
-    let fresh = (from_s..=to_s).contains(&now_s);
-    (!fresh).then(|| Revocation::Stale(format!("valid from {from_s} to {to_s}")))
+    Window { from_s, to_s }
 }
 
 /// Whether the identifier is of this certificate of this issuer (RFC 6960, 4.1.1).

@@ -1,11 +1,14 @@
 //! Collects the rows of a judgement.
 
-use crate::judgement::{FailureClass, JudgedCheck, Status};
+use serde_json::{Map, Value};
+
+use crate::judgement::{FailureClass, JudgedCheck, Judgement, Status};
 
 /// Rows, each of whose names starts with the same prefix.
 pub(super) struct Rows {
     prefix: String,
     checks: Vec<JudgedCheck>,
+    until_s: u64,
 }
 
 impl Rows {
@@ -13,7 +16,13 @@ impl Rows {
         Self {
             prefix,
             checks: Vec::new(),
+            until_s: u64::MAX,
         }
+    }
+
+    /// From this second on, a row can be another.
+    pub(super) fn ends(&mut self, until_s: u64) {
+        self.until_s = self.until_s.min(until_s);
     }
 
     /// A check that was made.
@@ -72,6 +81,7 @@ impl Rows {
     }
 
     pub(super) fn append(&mut self, mut other: Self) {
+        self.ends(other.until_s);
         self.checks.append(&mut other.checks);
     }
 
@@ -79,8 +89,8 @@ impl Rows {
         self.checks.iter().any(|check| check.status == Status::Fail)
     }
 
-    pub(super) fn into_checks(self) -> Vec<JudgedCheck> {
-        self.checks
+    pub(super) fn into_judgement(self, claims: Map<String, Value>) -> Judgement {
+        Judgement::new(self.checks, claims).until(self.until_s)
     }
 
     fn push(

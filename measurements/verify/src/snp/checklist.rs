@@ -2,15 +2,34 @@
 
 use std::fmt::Display;
 
-use crate::judgement::{FailureClass, JudgedCheck, Status};
+use serde_json::{Map, Value};
+
+use crate::judgement::{FailureClass, JudgedCheck, Judgement, Status};
 
 /// The rows so far.
-#[derive(Debug, Default)]
-pub(super) struct Checklist(Vec<JudgedCheck>);
+#[derive(Debug)]
+pub(super) struct Checklist {
+    checks: Vec<JudgedCheck>,
+    until_s: u64,
+}
+
+impl Default for Checklist {
+    fn default() -> Self {
+        Self {
+            checks: vec![],
+            until_s: u64::MAX,
+        }
+    }
+}
 
 impl Checklist {
-    pub(super) fn into_checks(self) -> Vec<JudgedCheck> {
-        self.0
+    pub(super) fn into_judgement(self, claims: Map<String, Value>) -> Judgement {
+        Judgement::new(self.checks, claims).until(self.until_s)
+    }
+
+    /// What was judged holds to this second at most.
+    pub(super) fn holds_to(&mut self, last_s: u64) {
+        self.until_s = self.until_s.min(last_s.saturating_add(1));
     }
 
     /// A row that holds or not.
@@ -64,7 +83,7 @@ impl Checklist {
         actual: impl Display,
         detail: impl Display,
     ) {
-        self.0.push(JudgedCheck {
+        self.checks.push(JudgedCheck {
             id: id.to_owned(),
             status,
             expected: expected.to_string(),

@@ -82,7 +82,7 @@ pub fn judge_snp(inputs: &SnpInputs) -> Judgement {
         map.insert("certificate_product".to_owned(), json!(chain.facts.product_name));
         map.insert("cloud_provider".to_owned(), json!(chain.facts.provider));
     }
-    Judgement::new(rows.into_checks(), map)
+    rows.into_judgement(map)
 }
 
 fn endorsements(rows: &mut Checklist, inputs: &SnpInputs) -> Endorsements {
@@ -146,6 +146,7 @@ fn judge_chain(rows: &mut Checklist, inputs: &SnpInputs, endorsements: &Endorsem
     );
     judge_names(rows, chain, trusted);
     let (from, until) = chain.validity_s();
+    rows.holds_to(until);
     let outdated = chain.outdated(inputs.now_s);
     rows.judge(
         ("chain.validity", Tcb),
@@ -192,6 +193,9 @@ fn judge_revocation(rows: &mut Checklist, inputs: &SnpInputs, endorsements: &End
     if crls.is_empty() {
         let detail = format!("no list was issued by {}", chain.root.common_name());
         return rows.judge(what, false, expected, "another root's list", detail);
+    }
+    for (_, until) in crls.iter().map(|crl| crl.validity_s()) {
+        rows.holds_to(until.unwrap_or_default());
     }
     let verdicts = crls.iter().map(|crl| chain.check_crl(crl, inputs.now_s));
     let found = verdicts.filter_map(Result::err).collect::<Vec<_>>();

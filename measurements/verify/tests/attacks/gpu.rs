@@ -1,15 +1,20 @@
 //! GPUs of a guest, on a connection.
 
+use std::time::Duration;
+
 use cocoon_evidence::{Endorsements, EvidenceBundle, GpuEvidence};
 use cocoon_verify::{GpuEvidenceRule, Policy, PolicyError, RefusalClass, Verdict, nvidia::Demand};
 use minicbor::bytes::ByteVec;
 
 use crate::{
-    nvidia_lab::{Answer, Lab, pem, terms},
+    nvidia_lab::{Answer, FWID, Lab, Role, Signer, pem, terms},
     world::{
         NOW_S, USAGE_KEY, World, assert_refused, boot, honest_events, quoted, registers, tls_report_data,
     },
 };
+
+/// How long the responders' answers are valid yet.
+const OCSP_ENDS_S: u64 = 60;
 
 const EVENT: &str = "event gpu-evidence";
 
@@ -84,7 +89,7 @@ fn endorsements(world: &World, lab: &Lab) -> Endorsements {
     ];
     let answers = pairs.map(|(subject, issuer)| Answer {
         this_update_s: NOW_S - 60,
-        next_update_s: Some(NOW_S + 60),
+        next_update_s: Some(NOW_S + OCSP_ENDS_S),
         ..Answer::good(subject, issuer)
     });
     Endorsements {
@@ -219,4 +224,54 @@ fn gpu_certificates_that_are_none_are_refused() {
         ..gpu.evidence()
     };
     gpu.assert_refused(&gpu.bundle(vec![evidence]), &["GPU certificates"]);
+}
+
+#[test]
+fn a_remembered_verdict_ends_with_the_revocation_answers() {
+    let gpu = Gpu::new();
+    let bundle = gpu.bundle(vec![gpu.evidence()]);
+    let until_s = NOW_S + OCSP_ENDS_S + 1;
+    gpu.world
+        .assert_trusted_until(&bundle, &gpu.endorsements, NOW_S, until_s);
+}
+
+/// A revocation that is announced for later is not to be slept through.
+#[test]
+fn a_remembered_verdict_ends_where_another_revocation_answer_begins() {
+    let gpu = Gpu::new();
+    let later = Answer {
+        this_update_s: NOW_S + 20,
+        next_update_s: Some(NOW_S + 60),
+        reason: Some(1),
+        ..Answer::good(&gpu.lab.boot_rom, &gpu.lab.provisioner)
+    };
+    let mut endorsements = endorsements(&gpu.world, &gpu.lab);
+    endorsements.ocsp.push(later.der().into());
+    let bundle = gpu.bundle(vec![gpu.evidence()]);
+    gpu.world
+        .assert_trusted_until(&bundle, &endorsements.encode(), NOW_S, NOW_S + 20);
+}
+
+#[test]
+fn a_remembered_verdict_ends_with_the_certificates_of_gpu_and_rim_signer() {
+    let ends_in = |seconds: u64| {
+        move |params: &mut rcgen::CertificateParams| {
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(NOW_S + seconds);
+        }
+    };
+    let mut gpu = Gpu::new();
+    let lab = &mut gpu.lab;
+    lab.rim_signer = Signer::edited("Lab RIM L4", &Role::Leaf, Some(&lab.rim_authority), ends_in(40));
+    lab.rims = lab.rims();
+    gpu.endorsements = endorsements(&gpu.world, &gpu.lab).encode();
+    let bundle = gpu.bundle(vec![gpu.evidence()]);
+    gpu.world
+        .assert_trusted_until(&bundle, &gpu.endorsements, NOW_S, NOW_S + 41);
+
+    let lab = &mut gpu.lab;
+    let role = Role::Firmware(FWID);
+    lab.firmware = Signer::edited("GH100 A01 GSP FMC LF", &role, Some(&lab.boot_rom), ends_in(30));
+    let bundle = gpu.bundle(vec![gpu.evidence()]);
+    gpu.world
+        .assert_trusted_until(&bundle, &gpu.endorsements, NOW_S, NOW_S + 31);
 }

@@ -369,17 +369,12 @@ fn an_expired_policy_accepts_nothing() {
 #[test]
 fn a_remembered_verdict_ends_with_the_first_thing_that_expires() {
     let mut world = World::new();
-    for policy_expires_s in [NOW_S + 1000, u64::MAX / 4] {
+    for (policy_expires_s, until_s) in [
+        (NOW_S + 1000, NOW_S + 1000),
+        (u64::MAX / 4, NOW_S + COLLATERAL_LIFETIME_S),
+    ] {
         world.terms.expires_s = policy_expires_s;
-        let bundle = world.bundle();
-        let report_data = tls_report_data(&bundle.events);
-        let judge_at = |now_s| {
-            let collateral = world.endorsements();
-            world.judge_with(&bundle, &collateral, &report_data, now_s).1
-        };
-        let until_s = judge_at(NOW_S).unwrap().valid_until_s();
-        assert!(judge_at(until_s - 1).is_ok());
-        assert!(judge_at(until_s).is_err());
+        world.assert_trusted_until(&world.bundle(), &world.endorsements(), NOW_S, until_s);
     }
 }
 

@@ -189,3 +189,22 @@ fn a_guest_of_another_kind_than_the_policys_is_refused() {
     let bundle = tdx.bundle();
     snp.assert_refused(&bundle, RefusalClass::Policy, &["platform"]);
 }
+
+#[test]
+fn a_remembered_verdict_ends_with_the_revocation_list_or_a_certificate_or_the_policy() {
+    let mut snp = Snp::new();
+    let vek = Vek {
+        validity_s: (NOW_S - 1000, NOW_S + 500),
+        ..Vek::milan()
+    };
+    for (list_ends_s, policy_ends_s, until_s) in [
+        (NOW_S + 10, NOW_S + 1000, NOW_S + 11),
+        (NOW_S + 900, NOW_S + 1000, NOW_S + 501),
+        (NOW_S + 900, NOW_S + 100, NOW_S + 100),
+    ] {
+        snp.files = vec![vek.der(), ask(), crl(&[], Some(list_ends_s), false)];
+        snp.world.terms.expires_s = policy_ends_s;
+        snp.world
+            .assert_trusted_until(&snp.bundle(), &snp.endorsements(), NOW_S, until_s);
+    }
+}

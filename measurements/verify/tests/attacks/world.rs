@@ -89,6 +89,25 @@ impl World {
         (appraisal.report.clone(), appraisal.into_trusted())
     }
 
+    /// The guest is trusted at `now_s`, and a verdict of that moment is forgotten before this second; from then on it
+    /// would not be trusted.
+    #[track_caller]
+    pub(crate) fn assert_trusted_until(
+        &self,
+        bundle: &EvidenceBundle,
+        endorsements: &[u8],
+        now_s: u64,
+        until_s: u64,
+    ) {
+        let judge_at = |now_s| {
+            let report_data = tls_report_data(&bundle.events);
+            self.judge_with(bundle, endorsements, &report_data, now_s).1
+        };
+        assert_eq!(judge_at(now_s).unwrap().valid_until_s(), until_s);
+        assert!(judge_at(until_s - 1).is_ok(), "trusted until {until_s}");
+        assert!(judge_at(until_s).is_err(), "trusted at {until_s}");
+    }
+
     /// The guest is refused, because of exactly these rows.
     #[track_caller]
     pub(crate) fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {

@@ -26,7 +26,7 @@ use x509_ocsp::{
 /// When everything is judged unless a test says otherwise.
 pub(crate) const NOW_S: u64 = 1_780_272_000;
 pub(crate) const NONCE: [u8; 32] = [0x5a; 32];
-const FWID: [u8; 48] = [0xf1; 48];
+pub(crate) const FWID: [u8; 48] = [0xf1; 48];
 
 /// A key and its certificate.
 pub(crate) struct Signer {
@@ -173,11 +173,16 @@ impl Lab {
     /// The same with both RIM files, which hold for it.
     pub(crate) fn with_rims() -> Self {
         let mut lab = Self::new();
-        lab.rims = vec![
-            lab.rim("570.1", &[(1, measurement(1)), (35, [9; 48])]),
-            lab.firmware_rim(),
-        ];
+        lab.rims = lab.rims();
         lab
+    }
+
+    /// The files of driver and firmware, by the signer as it is now.
+    pub(crate) fn rims(&self) -> Vec<Vec<u8>> {
+        vec![
+            self.rim("570.1", &[(1, measurement(1)), (35, [9; 48])]),
+            self.firmware_rim(),
+        ]
     }
 
     pub(crate) fn firmware_rim(&self) -> Vec<u8> {
