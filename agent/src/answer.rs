@@ -140,6 +140,8 @@ fn settle(job: Job, answer: &str, reason: FinishReason, tokens: TokenCounts) -> 
 fn failed(fault: Fault, reason: &str) -> Piece {
     Piece::Failed(match fault {
         Fault::Client => ApiError::new(400, "request_refused", reason),
+        // OpenAI's name for it.
+        Fault::Context => ApiError::new(400, "context_length_exceeded", reason),
         Fault::Engine => ApiError::new(500, "engine_failed", reason),
     })
 }

@@ -406,7 +406,9 @@ async fn a_request_that_the_engine_refuses_is_the_clients_fault_and_free() {
     for stream in [false, true] {
         let (status, body) = client.chat("refuse", json!({"stream": stream})).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
-        assert_eq!(parse(&body)["error"]["message"], "too long");
+        let error = &parse(&body)["error"];
+        assert_eq!(error["message"], "too long");
+        assert_eq!(error["code"], "context_length_exceeded");
     }
     assert!(world.host.records.lock().unwrap().is_empty());
 }

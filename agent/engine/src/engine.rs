@@ -226,10 +226,11 @@ impl Engine {
             .text
             .encode(&rendered, limit)
             .map_err(|error| Failure::engine(error.to_string()))?;
-        let too_long = |tokens| {
-            Failure::client(format!(
+        let too_long = |tokens| Failure {
+            fault: Fault::Context,
+            reason: format!(
                 "the prompt has {tokens} tokens, it has to be shorter than the context of {limit}"
-            ))
+            ),
         };
         let prompt = prompt.ok_or_else(|| too_long(format!("more than {limit}")))?;
         if prompt.is_empty() {

@@ -260,7 +260,7 @@ fn the_context_ends_an_answer_and_refuses_a_prompt() {
     }
     for text in ["secret ".repeat(64), "secret ".repeat(300_000)] {
         match answer(&mut engine, &ask(&text), greedy(1)).end {
-            Some(End::Failed(Fault::Client, reason)) => {
+            Some(End::Failed(Fault::Context, reason)) => {
                 assert!(
                     reason.contains("context of 64") && !reason.contains("secret"),
                     "{reason}"

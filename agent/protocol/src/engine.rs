@@ -134,6 +134,9 @@ pub enum FinishReason {
 pub enum Fault {
     /// The request's: HTTP 400.
     Client,
+    /// The request's, because it is longer than the context: HTTP 400 with a code of its own, so that a program can
+    /// send less.
+    Context,
     /// The engine's: HTTP 500.
     Engine,
 }

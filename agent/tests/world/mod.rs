@@ -240,7 +240,7 @@ async fn play(mut socket: UnixStream, go: Arc<Notify>) {
                     }
                     ("refuse", _) => vec![FromEngine::Failed {
                         id,
-                        fault: Fault::Client,
+                        fault: Fault::Context,
                         reason: "too long".into(),
                     }],
                     ("hang", _) => vec![started, text(1)],
