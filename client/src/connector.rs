@@ -21,6 +21,10 @@
 //! # }
 //! ```
 //!
+//! `client/examples/hyper_client.rs` is a whole program. Whatever takes a tower service from a [`Uri`] to a stream can
+//! have it. reqwest cannot: it makes its connections itself and takes layers around its own connector only, so programs
+//! with reqwest go through `cocoon proxy`, which is plain HTTP on loopback.
+//!
 //! A pooled connection sends nothing after [`crate::FRESH_FOR`]: such a request fails before its first byte left
 //! and can be sent again, which connects anew. What a request costs has to be granted on its own connection
 //! ([`crate::Purse`]), so paid requests go through [`crate::Session`] or `cocoon proxy`.
