@@ -99,6 +99,7 @@ pub(crate) struct Attachment {
 pub(crate) struct ApiError {
     #[serde(default)]
     message: String,
+    code: Option<serde_json::Value>,
 }
 
 impl ApiError {
@@ -107,15 +108,56 @@ impl ApiError {
     }
 }
 
-/// The message of an error answer, made safe to print.
-pub(crate) fn error_message(body: &[u8]) -> String {
+/// What an error answer says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Made safe to print.
+    pub(crate) message: String,
+    /// `None` where it is no text: some servers write HTTP's status there.
+    pub(crate) code: Option<String>,
+}
+
+/// Reads an error answer.
+pub(crate) fn refusal(body: &[u8]) -> Refusal {
     #[derive(Deserialize)]
     struct Envelope {
         error: ApiError,
     }
+    let without_code = |message| Refusal { message, code: None };
     match serde_json::from_slice::<Envelope>(body) {
-        Ok(envelope) => envelope.error.message(),
-        Err(_) if body.is_empty() => "no reason given".into(),
-        Err(_) => plain(&String::from_utf8_lossy(body), MESSAGE_CHARS_MAX),
+        Ok(Envelope { error }) => Refusal {
+            message: error.message(),
+            code: error
+                .code
+                .as_ref()
+                .and_then(|code| code.as_str())
+                .map(ToOwned::to_owned),
+        },
+        Err(_) if body.is_empty() => without_code("no reason given".into()),
+        Err(_) => without_code(plain(&String::from_utf8_lossy(body), MESSAGE_CHARS_MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_of_another_type_does_not_hide_the_message() {
+        for (body, message, code) in [
+            (r#"{"error":{"message":"m","code":"c"}}"#, "m", Some("c")),
+            (r#"{"error":{"message":"m","code":400}}"#, "m", None),
+            (r#"{"error":{"message":"m","code":null}}"#, "m", None),
+            (r#"{"error":{}}"#, "", None),
+            ("<html>\u{1b}", "<html>\u{fffd}", None),
+            ("", "no reason given", None),
+        ] {
+            let refusal = refusal(body.as_bytes());
+            assert_eq!(
+                (refusal.message.as_str(), refusal.code.as_deref()),
+                (message, code),
+                "{body}"
+            );
+        }
     }
 }

@@ -76,6 +76,8 @@ pub enum ExchangeError {
         step: Step,
         /// HTTP status.
         status: u16,
+        /// Which refusal it is, for programs, if the guest says so.
+        code: Option<String>,
         /// In the guest's words, made safe to print.
         message: String,
     },
@@ -154,10 +156,12 @@ impl<S> Connection<S> {
 /// Reads a refusal's body for its message.
 pub(crate) async fn status_error(step: Step, status: StatusCode, body: Incoming) -> ExchangeError {
     let body = read(step, body, api::ERROR_BYTES_MAX).await.unwrap_or_default();
+    let refusal = api::refusal(&body);
     ExchangeError::Status {
         step,
         status: status.as_u16(),
-        message: api::error_message(&body),
+        code: refusal.code,
+        message: refusal.message,
     }
 }
 

@@ -133,6 +133,21 @@ pub enum ChatError {
     Receipt(#[source] ReceiptFault),
 }
 
+impl ChatError {
+    /// Whether the conversation was refused for its length, before anything was generated, here or by the guest: a
+    /// shorter one may be answered.
+    pub fn is_too_long(&self) -> bool {
+        match self {
+            Self::PromptTooLarge { .. } => true,
+            // OpenAI's name for it.
+            Self::Exchange(ExchangeError::Status { code, .. }) => {
+                code.as_deref() == Some("context_length_exceeded")
+            }
+            _ => false,
+        }
+    }
+}
+
 impl Session {
     /// The caller has judged the evidence of this very connection, or knows its certificate's key as proven.
     pub(crate) async fn over(

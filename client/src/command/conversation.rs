@@ -11,8 +11,7 @@ use std::{
 
 use anyhow::anyhow;
 use cocoon::{
-    ChatError, ChatMessage, ChatOptions, ChatRole, ExchangeError, Exit, PROMPT_BYTES_MAX, PaidSession,
-    PayError, Purse, Verifier,
+    ChatMessage, ChatOptions, ChatRole, Exit, PROMPT_BYTES_MAX, PaidSession, PayError, Purse, Verifier,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -165,12 +164,7 @@ impl Conversation<'_> {
                     self.paid = Some(paid);
                     return Ok(answer.text);
                 }
-                // Refused before anything was generated, here or by the guest: the conversation has outgrown the
-                // bytes that are sent or the model's context.
-                Err(
-                    ChatError::PromptTooLarge { .. }
-                    | ChatError::Exchange(ExchangeError::Status { status: 400, .. }),
-                ) if self.said.len() > 2 => {
+                Err(error) if error.is_too_long() && self.said.len() > 2 => {
                     self.spent_nano -= self.need_nano;
                     self.paid = Some(paid);
                     self.said.drain(..2);

@@ -240,7 +240,7 @@ async fn refused(node: &Node, session: PaidSession, response: Response<Incoming>
         }
         _ => Bytes::new(),
     };
-    let message = api::error_message(&body);
+    let message = api::refusal(&body).message;
     if status.is_server_error() {
         node.failed(format!("the node answered {status}: {message}"));
     }

@@ -4,7 +4,7 @@
 //! What it does is fixed by a [`Plan`]: the same plan does the same to the same record, so a failure can be had
 //! again. Bytes and places inside a record come from the plan's seed.
 
-#![allow(dead_code, reason = "each test binary uses another part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses another part")]
 #![allow(clippy::unwrap_used, reason = "a test's scaffolding fails the test")]
 
 mod damage;

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cocoon_evidence::{
     Digest32, Digest48, EventKind, EventLog, EvidenceBundle, FreshBinding, FreshEvidence, FreshTree,
-    Platform, ReportData, Role,
+    Platform, ReportData,
 };
 use cocoon_protocol::{
     AccountAddress, LaunchDocument, Limits, ModelVolume, NetworkId, NumericProfile, Prices, Settlement,
@@ -71,6 +71,11 @@ impl Guest {
         Self::boot_with(platform, boot, |_| ())
     }
 
+    /// One that measured evidence of a GPU, and does not show it.
+    pub(crate) fn boot_with_hidden_gpu(platform: &SimulatedPlatform) -> Self {
+        Self::boot_measuring(platform, 1, launch_document(), b"evidence".to_vec())
+    }
+
     /// With another launch document.
     pub(crate) fn boot_with(
         platform: &SimulatedPlatform,
@@ -79,6 +84,15 @@ impl Guest {
     ) -> Self {
         let mut launch = launch_document();
         change(&mut launch);
+        Self::boot_measuring(platform, boot, launch, vec![])
+    }
+
+    fn boot_measuring(
+        platform: &SimulatedPlatform,
+        boot: u8,
+        launch: LaunchDocument,
+        gpu_evidence: Vec<u8>,
+    ) -> Self {
         let registers = InitialRegisters {
             mrtd: Digest48::of(b"firmware"),
             rtmr0: Digest48::of(b"machine"),
@@ -106,7 +120,7 @@ impl Guest {
                 EventKind::UsageKey,
                 guest.usage_key.verifying_key().to_bytes().to_vec(),
             ),
-            (EventKind::GpuEvidence, vec![]),
+            (EventKind::GpuEvidence, gpu_evidence),
             (EventKind::Ready, vec![]),
         ];
         for (kind, payload) in payloads {
@@ -132,19 +146,8 @@ impl Guest {
         }
     }
 
-    pub(super) fn fresh(
-        &mut self,
-        nonce: &[u8; 32],
-        exporter: &[u8; 32],
-        certificate: Digest32,
-    ) -> FreshEvidence {
-        let binding = FreshBinding {
-            nonce,
-            exporter,
-            certificate,
-            role: Role::Inference,
-            log: self.log.replay(),
-        };
+    /// A quote over this.
+    pub(crate) fn fresh(&mut self, binding: &FreshBinding<'_>) -> FreshEvidence {
         // Somebody else asks at the same time.
         let beside = FreshBinding {
             nonce: &[0; 32],

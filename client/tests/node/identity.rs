@@ -16,7 +16,7 @@ use super::{DAY_S, Guest, now_s};
 
 /// A TLS key and its certificate.
 pub(crate) struct Identity {
-    certificate: CertificateDer<'static>,
+    pub(crate) certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
     evidence: Bytes,
 }
@@ -99,13 +99,18 @@ impl Identity {
     pub(crate) fn oversized(extension_bytes: usize) -> Self {
         let now = i64::try_from(now_s()).unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
-        Self::new(&key, Some(vec![0; extension_bytes]), now - 60, now + DAY_S)
+        Self::new(&key, Some(vec![0; extension_bytes]), now - 60, now + DAY_S - 60)
     }
 
     /// An ordinary certificate.
     pub(crate) fn without_evidence() -> Self {
         let now = i64::try_from(now_s()).unwrap();
-        Self::new(&rcgen::KeyPair::generate().unwrap(), None, now - 60, now + DAY_S)
+        Self::new(
+            &rcgen::KeyPair::generate().unwrap(),
+            None,
+            now - 60,
+            now + DAY_S - 60,
+        )
     }
 
     fn new(key: &rcgen::KeyPair, extension: Option<Vec<u8>>, from_s: i64, to_s: i64) -> Self {

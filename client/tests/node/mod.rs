@@ -25,6 +25,7 @@ use cocoon_protocol::{Grant, SessionProof, SignedGrant, TokenCounts};
 use ed25519_dalek::SigningKey;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::HandshakeKind;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
@@ -54,6 +55,7 @@ struct State {
     requests: Mutex<Vec<String>>,
     evidence: Mutex<Vec<Vec<u8>>>,
     served: Mutex<TokenCounts>,
+    handshakes: Mutex<Vec<HandshakeKind>>,
 }
 
 /// A running node; ends when dropped.
@@ -85,6 +87,7 @@ impl Node {
             requests: Mutex::default(),
             evidence: Mutex::default(),
             served: Mutex::default(),
+            handshakes: Mutex::default(),
         });
         let shared = state.clone();
         let server = tokio::spawn(async move {
@@ -102,13 +105,13 @@ impl Node {
 
     /// An honest node.
     pub(crate) async fn honest(mut guest: Guest) -> Self {
-        let identity = Identity::of(&mut guest, -60, DAY_S);
+        let identity = Identity::of(&mut guest, -60, DAY_S - 60);
         Self::serve(guest, &identity, Script::default()).await
     }
 
     /// Another TLS key and certificate for connections from now on.
     pub(crate) fn rotate(&self) {
-        let identity = Identity::of(&mut self.state.guest.lock().unwrap(), -60, DAY_S);
+        let identity = Identity::of(&mut self.state.guest.lock().unwrap(), -60, DAY_S - 60);
         let acceptor = TlsAcceptor::from(Arc::new(identity.server_config()));
         *self.state.identity.lock().unwrap() = (acceptor, identity.leaf());
     }
@@ -121,6 +124,11 @@ impl Node {
     /// Every byte that came out of TLS.
     pub(crate) fn received(&self) -> Vec<u8> {
         self.state.received.lock().unwrap().clone()
+    }
+
+    /// How each TLS session was begun.
+    pub(crate) fn handshakes(&self) -> Vec<HandshakeKind> {
+        self.state.handshakes.lock().unwrap().clone()
     }
 
     /// Fresh evidence that was sent.
@@ -154,6 +162,8 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, leaf: Leaf, state: Ar
     let Ok(tls) = acceptor.accept(tcp).await else {
         return;
     };
+    let kind = tls.get_ref().1.handshake_kind().unwrap();
+    state.handshakes.lock().unwrap().push(kind);
     let session = Session {
         proof_exporter: tls
             .get_ref()

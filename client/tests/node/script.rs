@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cocoon_evidence::{FreshBinding, FreshEvidence};
 use cocoon_protocol::Receipt;
 use ed25519_dalek::SigningKey;
 use hyper::StatusCode;
@@ -53,6 +54,8 @@ pub(crate) struct ChatScript {
     pub(crate) refuse: Option<StatusCode>,
     /// Refuses longer conversations, as a guest does whose model's context is full.
     pub(crate) messages_max: Option<usize>,
+    /// Says that it refuses them for another reason.
+    pub(crate) refusal_code: Option<&'static str>,
 }
 
 /// An answer byte by byte, HTTP's framing included, so that it can lie about lengths.
@@ -76,6 +79,9 @@ pub(crate) enum Then {
     Flood(&'static [u8]),
 }
 
+/// Makes fresh evidence out of what was asked for.
+pub(crate) type Fresh = Box<dyn Fn(&mut Guest, FreshBinding<'_>) -> FreshEvidence + Send + Sync>;
+
 /// What the node does.
 #[derive(Default)]
 pub(crate) struct Script {
@@ -84,6 +90,8 @@ pub(crate) struct Script {
     pub(crate) evidence: Reply,
     /// Answers for fresh evidence in the guest's stead.
     pub(crate) evidence_guest: Option<Guest>,
+    /// Answers for fresh evidence otherwise.
+    pub(crate) fresh: Option<Fresh>,
     pub(crate) chat: ChatScript,
     /// Never answers the handshake.
     pub(crate) stall_handshake: bool,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cocoon_evidence::{Endorsements, FreshBinding};
+use cocoon_evidence::{Endorsements, FreshBinding, Role};
 use cocoon_protocol::{ContentKey, Grant, Receipt, SessionProof, SignedGrant, SignedReceipt};
 use http_body_util::BodyExt as _;
 use hyper::{Request, Response, StatusCode, body::Incoming};
@@ -83,7 +83,18 @@ impl Session {
         let mut other = self.state.evidence_guest.lock().unwrap();
         let mut own = self.state.guest.lock().unwrap();
         let guest = other.as_mut().unwrap_or(&mut own);
-        let bytes = guest.fresh(&nonce, &exporter, self.leaf.digest).encode();
+        let asked = FreshBinding {
+            nonce: &nonce,
+            exporter: &exporter,
+            certificate: self.leaf.digest,
+            role: Role::Inference,
+            log: guest.log.replay(),
+        };
+        let fresh = match &self.state.script.fresh {
+            Some(fresh) => fresh(guest, asked),
+            None => guest.fresh(&asked),
+        };
+        let bytes = fresh.encode();
         self.state.evidence.lock().unwrap().push(bytes.clone());
         bytes
     }
@@ -121,7 +132,8 @@ impl Session {
         let request: serde_json::Value = serde_json::from_slice(body).unwrap();
         let messages = request["messages"].as_array().map_or(0, Vec::len);
         if script.messages_max.is_some_and(|max| messages > max) {
-            return status(StatusCode::BAD_REQUEST, "the conversation is too long");
+            let code = script.refusal_code.unwrap_or("context_length_exceeded");
+            return refusal(StatusCode::BAD_REQUEST, "refused by script", Some(code));
         }
         let id = format!("chatcmpl-{}", self.state.requests.lock().unwrap().len());
         let content_key = ContentKey([3; 32]);
@@ -199,7 +211,11 @@ fn ok(content_type: &str, body: impl Into<Bytes>) -> Answer {
 }
 
 fn status(status: StatusCode, message: &str) -> Answer {
-    let body = json!({"error": {"message": message, "type": "invalid_request_error", "code": null}});
+    refusal(status, message, None)
+}
+
+fn refusal(status: StatusCode, message: &str, code: Option<&str>) -> Answer {
+    let body = json!({"error": {"message": message, "type": "invalid_request_error", "code": code}});
     Response::builder()
         .status(status)
         .body(Piped::whole(Bytes::from(body.to_string())))
