@@ -76,7 +76,7 @@ async fn refused(script: Script, identity: impl FnOnce(&mut Guest) -> Identity) 
 }
 
 fn honest(guest: &mut Guest) -> Identity {
-    Identity::of(guest, -60, DAY_S)
+    Identity::of(guest, -60, DAY_S - 60)
 }
 
 /// With its evidence by digest.
@@ -136,6 +136,27 @@ async fn a_wrong_policy_sends_nothing() {
 }
 
 #[tokio::test]
+async fn a_platform_below_the_wanted_security_version_is_refused() {
+    let guest = Guest::boot(&platform(), 1);
+    let mut terms = guest.policy_terms();
+    terms.tdx_mut().unwrap().tcb.evaluation_number_min += 1;
+    let node = Node::honest(guest).await;
+    let error = dial(&node, &Policy::new(terms).unwrap()).await.unwrap_err();
+    assert_class(&error, RefusalClass::Tcb, Exit::Tcb);
+    assert_sent_nothing(&node);
+}
+
+#[tokio::test]
+async fn a_guest_that_hides_its_gpus_evidence_is_refused() {
+    let guest = Guest::boot_with_hidden_gpu(&platform());
+    let policy = guest.policy();
+    let node = Node::honest(guest).await;
+    let error = dial(&node, &policy).await.unwrap_err();
+    assert_class(&error, RefusalClass::Gpu, Exit::Gpu);
+    assert_sent_nothing(&node);
+}
+
+#[tokio::test]
 async fn a_foreign_root_is_refused() {
     let guest = Guest::boot(&platform(), 1);
     let policy = Guest::boot(&platform(), 1).policy();
@@ -148,7 +169,7 @@ async fn a_foreign_root_is_refused() {
 #[tokio::test]
 async fn relayed_evidence_under_another_tls_key_is_refused() {
     let (error, _) = refused(Script::default(), |guest| {
-        Identity::with_evidence_of(&Identity::of(guest, -60, DAY_S))
+        Identity::with_evidence_of(&Identity::of(guest, -60, DAY_S - 60))
     })
     .await;
     assert_class(&error, RefusalClass::Channel, Exit::Channel);
@@ -159,7 +180,7 @@ async fn replayed_fresh_evidence_is_refused() {
     let platform = platform();
     let mut guest = Guest::boot(&platform, 1);
     let policy = guest.policy();
-    let identity = Identity::of(&mut guest, -60, DAY_S);
+    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let first = Node::serve(guest, &identity, Script::default()).await;
     dial(&first, &policy).await.unwrap();
     let script = Script {
@@ -177,7 +198,7 @@ async fn fresh_evidence_of_another_guest_is_refused() {
     let platform = platform();
     let mut guest = Guest::boot(&platform, 1);
     let policy = guest.policy();
-    let identity = Identity::of(&mut guest, -60, DAY_S);
+    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let script = Script {
         evidence_guest: Some(Guest::boot(&platform, 2)),
         ..Script::default()

@@ -74,7 +74,7 @@ async fn a_new_key_is_proven_anew() {
     let platform = platform();
     let mut guest = Guest::boot(&platform, 1);
     let verifier = verifier(guest.policy());
-    let rotated = Identity::of(&mut guest, -60, DAY_S);
+    let rotated = Identity::of(&mut guest, -60, DAY_S - 60);
     let before = Node::honest(guest).await;
     let after = Node::serve(Guest::boot(&platform, 1), &rotated, Script::default()).await;
     verifier.connect(&before.endpoint).await.unwrap();
@@ -88,7 +88,7 @@ async fn a_remembered_certificate_without_its_key_is_refused() {
     let platform = platform();
     let mut guest = Guest::boot(&platform, 1);
     let verifier = verifier(guest.policy());
-    let identity = Identity::of(&mut guest, -60, DAY_S);
+    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let thief = Node::serve(
         Guest::boot(&platform, 1),
         &Identity::stolen(&identity),

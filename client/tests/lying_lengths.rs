@@ -123,7 +123,7 @@ fn platform() -> SimulatedPlatform {
 
 async fn liar(platform: &SimulatedPlatform, script: Script) -> (Node, Result<Session, ConnectError>) {
     let mut guest = Guest::boot(platform, 1);
-    let (policy, identity) = (guest.policy(), Identity::of(&mut guest, -60, DAY_S));
+    let (policy, identity) = (guest.policy(), Identity::of(&mut guest, -60, DAY_S - 60));
     let node = Node::serve(guest, &identity, script).await;
     let session = connect(&node.endpoint, &policy, Floors::default(), now_s(), &short()).await;
     (node, session)

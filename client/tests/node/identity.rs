@@ -41,7 +41,7 @@ impl Identity {
     /// With its evidence by digest, as of a guest with many GPUs; `change` is what becomes of the evidence before its
     /// digest is taken.
     pub(crate) fn by_digest(guest: &mut Guest, change: impl FnOnce(&mut Vec<u8>)) -> Self {
-        Self::with(guest, -60, DAY_S, |bundle| {
+        Self::with(guest, -60, DAY_S - 60, |bundle| {
             let mut encoded = bundle.encode();
             change(&mut encoded);
             (CertifiedEvidence::ByDigest(Digest32::of(&encoded)), encoded)

@@ -58,7 +58,7 @@ impl World {
 
     pub(crate) async fn node(&self, chat: ChatScript) -> Node {
         let mut guest = Guest::boot(&self.platform, 1);
-        let identity = Identity::of(&mut guest, -60, DAY_S);
+        let identity = Identity::of(&mut guest, -60, DAY_S - 60);
         let script = Script {
             chat,
             ..Script::default()
