@@ -1,10 +1,11 @@
 //! Places for connections: how many there are, and who goes when all are taken and somebody new comes.
 //!
 //! Whoever can reach the port can connect, and peers cannot be told apart (all come from the host), so a place must
-//! not be something that is kept by holding it. When none is free, the newcomer gets the place of the stranger who
-//! has been here longest, whatever that one is doing: everything a stranger needs takes seconds. Without strangers
-//! it gets the place of the client with a grant that has been without a request for longest. A request that was
-//! admitted is never given up for a newcomer. Order is by a counter: no clock decides.
+//! not be something that is kept by holding it. When none is free, the newcomer gets the place of whoever has not even
+//! finished the TLS handshake and has been here longest. Where all have, it gets that of the longest without a grant,
+//! whatever that one is doing: everything a stranger needs takes seconds. Then that of the client with a grant that
+//! has been without a request for longest. A request that was admitted is never given up for a newcomer. Order is by
+//! a counter: no clock decides.
 
 use std::{
     collections::HashMap,
@@ -27,15 +28,25 @@ struct Book {
     counter: u64,
 }
 
-/// In the order in which holders go: those without a running answer, of these strangers, of these the longest here.
+/// In the order in which holders go: those without a running answer, of these who has shown least, of these who has
+/// been so for longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Standing {
     /// Answers under way. Two at most: one that was asked for while the end of the one before was being recorded.
     answers: u32,
-    /// A grant is bound.
-    paid: bool,
-    /// Since it came, bound a grant, or its last answer ended.
+    shown: Shown,
+    /// Since it showed that, or its last answer ended.
     since: u64,
+}
+
+/// What a holder has done for its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shown {
+    Nothing,
+    /// A TLS handshake.
+    Handshake,
+    /// A grant, which is bound.
+    Grant,
 }
 
 struct Holder {
@@ -71,7 +82,7 @@ impl Places {
         let id = book.next();
         let standing = Standing {
             answers: 0,
-            paid: false,
+            shown: Shown::Nothing,
             since: id,
         };
         let _stay = stay;
@@ -112,11 +123,19 @@ impl Book {
 }
 
 impl Place {
+    /// The TLS handshake is over.
+    pub(crate) fn spoke(&self) {
+        self.shows(Shown::Handshake);
+    }
+
     /// A grant was bound.
     pub(crate) fn paid(&self) {
-        self.places
-            .lock()
-            .change(self.id, |standing| standing.paid = true);
+        self.shows(Shown::Grant);
+    }
+
+    fn shows(&self, shown: Shown) {
+        let show = |standing: &mut Standing| standing.shown = shown;
+        self.places.lock().change(self.id, show);
     }
 
     /// Keeps the place while an answer is under way. `None` if it was given away already.
@@ -205,6 +224,15 @@ mod tests {
         let fourth = enter(&places);
         assert_eq!(gone(&mut holders), [true, true, true], "its answer ended first");
         drop(fourth);
+    }
+
+    #[test]
+    fn who_finished_the_handshake_goes_after_those_who_only_connect() {
+        let places = Places::new(2);
+        let mut holders = [enter(&places), enter(&places)];
+        holders[0].0.spoke();
+        let _newcomer = enter(&places);
+        assert_eq!(gone(&mut holders), [false, true]);
     }
 
     /// A client sends its next request as soon as it has an answer's last byte, before that answer's task has ended.

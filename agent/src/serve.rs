@@ -179,6 +179,9 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
     let Ok(Ok(tls)) = timeout(handshake, accept).await else {
         return;
     };
+    if let Some(place) = &place {
+        place.spoke();
+    }
     let tls = SharedTls(Arc::new(Mutex::new(tls)));
     let wire = Wire {
         tls: tls.clone(),
