@@ -95,6 +95,10 @@ install_clients() { # programs of others that speak OpenAI's API, at one version
     printf '%s\n' "$wanted" >"$COCOON_E2E_CLIENTS/installed"
 }
 
+other_clock() { # makes the library whose preloading gives programs another clock: its path, without spaces
+    gcc -O2 -shared -fPIC -o "$1" "$REPOSITORY/scripts/lib/other-clock.c"
+}
+
 prepare() { # everything that a build and a boot need
     require_rust
     require_space 12 "$COCOON_CACHE"
