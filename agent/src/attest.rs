@@ -50,6 +50,15 @@ impl Measurer {
         }
     }
 
+    /// Extends RTMR3 with the launch document, and holds it against what the host committed to before the launch.
+    ///
+    /// # Errors
+    /// The event is out of order, it is another document, or the platform failed.
+    pub async fn record_launch(&mut self, document: &[u8]) -> Result<(), MeasureError> {
+        self.record(EventKind::LaunchDocument, document.to_vec()).await?;
+        Ok(self.platform.check_launch(document).await?)
+    }
+
     /// Extends RTMR3 with the digest of these GPUs' evidence, which every bundle then holds; empty without a GPU.
     ///
     /// # Errors

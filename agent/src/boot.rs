@@ -215,9 +215,7 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
     } = parts;
     let mut measurer = Measurer::new(platform);
     let (document, endorsements) = fetch_launch(&host).await?;
-    measurer
-        .record(EventKind::LaunchDocument, document.clone())
-        .await?;
+    measurer.record_launch(&document).await?;
     let launch = LaunchDocument::parse(&document)?;
 
     mount_model(&mut measurer, &*volumes, &launch.model.verity).await?;

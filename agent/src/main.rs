@@ -105,8 +105,8 @@ async fn serve(
         children: children.clone(),
     }));
     boot::tell_stage(&host, Stage::Agent, Duration::ZERO).await;
-    let platform =
-        platform::detect(Path::new("/sys"), Arc::clone(&dial)).map_err(|error| error.to_string())?;
+    let platform = platform::detect(Path::new("/sys"), Path::new("/dev"), Arc::clone(&dial))
+        .map_err(|error| error.to_string())?;
     let volumes = Arc::new(Disks {
         sys_block: "/sys/block".into(),
     });

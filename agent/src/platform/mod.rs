@@ -2,8 +2,11 @@
 //!
 //! Which back end is used is decided by what the kernel shows: with a TDX device, only TDX; with an SEV-SNP
 //! device, only SEV-SNP. The simulated one exists only in builds of the dev profile and only where both are
-//! absent.
+//! absent. Each of the two has a second way to its evidence, for where configfs-tsm is missing or fails: which way
+//! it came changes nothing in what clients verify.
 
+mod device;
+mod qgs;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 pub mod snp;
@@ -43,6 +46,12 @@ pub trait Platform: Send + Sync {
     /// Extends RTMR3 with an event's digest; nothing where there is no such register.
     fn extend(&self, digest: Digest48) -> BoxFuture<'_, Result<(), PlatformError>>;
 
+    /// Holds the launch document against what the host committed to before the guest started. Where there is a
+    /// register the document is in it, and the client judges; so nothing is to be done there.
+    fn check_launch<'a>(&'a self, _document: &'a [u8]) -> BoxFuture<'a, Result<(), PlatformError>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// A quote or report over the current registers and this report data.
     fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>>;
 }
@@ -55,15 +64,15 @@ async fn off_the_loop<T: Send + 'static>(
     asked.unwrap_or_else(|_| Err(io::Error::other("the quoting task ended early")))
 }
 
-/// The platform that this machine is.
+/// The platform that this machine is, as the folders `sys` (usually `/sys`) and `dev` (`/dev`) show it.
 ///
 /// # Errors
 /// There is no TDX or SEV-SNP device, and this build has no simulated platform.
-pub fn detect(sys: &Path, dial: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
-    if let Some(tdx) = tdx::Tdx::find(sys) {
+pub fn detect(sys: &Path, dev: &Path, dial: Arc<dyn Dial>) -> Result<Arc<dyn Platform>, PlatformError> {
+    if let Some(tdx) = tdx::Tdx::find(sys, dev, &dial) {
         return Ok(Arc::new(tdx));
     }
-    if let Some(snp) = snp::Snp::find(sys) {
+    if let Some(snp) = snp::Snp::find(sys, dev) {
         return Ok(Arc::new(snp));
     }
     without_hardware(dial)

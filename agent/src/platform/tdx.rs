@@ -1,20 +1,27 @@
-//! Intel TDX through the kernel: quotes from configfs-tsm (Documentation/ABI/testing/configfs-tsm-report),
-//! RTMR3 through sysfs (Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest).
+//! Intel TDX through the kernel: quotes from configfs-tsm (Documentation/ABI/testing/configfs-tsm-report) or, where
+//! that fails, from the host's quote generation service; RTMR3 through sysfs
+//! (Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest).
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use cocoon_evidence::{Digest48, Platform as Evidence, ReportData};
 
 use super::{
     Platform, PlatformError,
+    qgs::{Qgs, TdxDevice},
     tsm::{ConfigFs, Mailbox},
 };
-use crate::transport::BoxFuture;
+use crate::transport::{BoxFuture, Dial};
 
+/// Below `/dev`.
+const DEVICE: &str = "tdx_guest";
 const MEASUREMENTS: &str = "devices/virtual/misc/tdx_guest/measurements";
 const RTMR3: &str = "rtmr3:sha384";
 const PROVIDER: &str = "tdx_guest";
@@ -32,17 +39,35 @@ const REPORT_DATA_AT: usize = 520;
 pub struct Tdx {
     measurements: PathBuf,
     mailbox: Arc<Mailbox>,
+    service: Qgs,
+    /// Which of the two gave the last quote. The other may take long to fail, so it is asked second.
+    from_service: AtomicBool,
 }
 
 impl Tdx {
     /// The kernel's TDX guest driver and its measurement registers below `sys` (usually `/sys`), if they are there.
-    pub fn find(sys: &Path) -> Option<Self> {
+    pub fn find(sys: &Path, dev: &Path, dial: &Arc<dyn Dial>) -> Option<Self> {
         let measurements = sys.join(MEASUREMENTS);
         let reports = ConfigFs(sys.join(super::REPORT_DIR));
         measurements.is_dir().then(|| Self {
             measurements,
             mailbox: Arc::new(Mailbox::new(reports, PROVIDER)),
+            service: Qgs::new(Arc::new(TdxDevice(dev.join(DEVICE))), Arc::clone(dial)),
+            from_service: AtomicBool::new(false),
         })
+    }
+
+    async fn ask(&self, from_service: bool, data: ReportData) -> io::Result<Vec<u8>> {
+        if !from_service {
+            let mailbox = Arc::clone(&self.mailbox);
+            return super::off_the_loop(move || mailbox.ask(&data, accept)).await;
+        }
+        match accept(self.service.quote(data).await?)? {
+            (quote, bound) if bound == data => Ok(quote),
+            _ => Err(io::Error::other(
+                "its quote is not over the report that it was given",
+            )),
+        }
     }
 }
 
@@ -60,12 +85,22 @@ impl Platform for Tdx {
     }
 
     fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>> {
-        let mailbox = Arc::clone(&self.mailbox);
         Box::pin(async move {
-            let quote = super::off_the_loop(move || mailbox.ask(&data, accept)).await;
-            quote.map(|quote| Evidence::Tdx { quote }).map_err(|error| {
-                PlatformError::new("getting a TDX quote from configfs-tsm", error.to_string())
-            })
+            let before = self.from_service.load(Ordering::Relaxed);
+            let mut failures = vec![];
+            for from_service in [before, !before] {
+                match self.ask(from_service, data).await {
+                    Ok(quote) => {
+                        self.from_service.store(from_service, Ordering::Relaxed);
+                        return Ok(Evidence::Tdx { quote });
+                    }
+                    Err(error) if from_service => {
+                        failures.push(format!("the host's quoting service: {error}"));
+                    }
+                    Err(error) => failures.push(format!("configfs-tsm: {error}")),
+                }
+            }
+            Err(PlatformError::new("getting a TDX quote", failures.join("; ")))
         })
     }
 }
@@ -120,23 +155,46 @@ fn length(quote: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tsm::fake::Kernel, *};
+    use nix::errno::Errno;
+
+    use super::{
+        super::{
+            qgs::fake::{Answer, FakeQgs, PlainReports, Quote},
+            tsm::fake::{Event, Kernel},
+        },
+        *,
+    };
+
+    fn tdx_of(mailbox: Mailbox, service: &Arc<FakeQgs>) -> Tdx {
+        Tdx {
+            measurements: PathBuf::new(),
+            mailbox: Arc::new(mailbox),
+            service: Qgs::new(Arc::new(PlainReports), Arc::clone(service) as Arc<dyn Dial>),
+            from_service: AtomicBool::new(false),
+        }
+    }
 
     /// A kernel whose answers are these quotes, with the report data that was asked for.
     fn tdx(quote: impl Fn() -> Vec<u8> + Send + 'static) -> Tdx {
-        let kernel = Kernel::new(PROVIDER, move |data| {
-            let mut quote = quote();
-            let body_at = if quote[0] == 5 {
-                HEADER_BYTES + 6
-            } else {
-                HEADER_BYTES
-            };
-            quote[body_at + REPORT_DATA_AT..][..64].copy_from_slice(data);
-            quote
-        });
-        Tdx {
-            measurements: PathBuf::new(),
-            mailbox: Arc::new(kernel.mailbox(PROVIDER)),
+        let kernel = Kernel::new(PROVIDER, move |data| over(quote(), data));
+        tdx_of(kernel.mailbox(PROVIDER), &FakeQgs::absent())
+    }
+
+    fn over(mut quote: Vec<u8>, data: &[u8]) -> Vec<u8> {
+        let body_at = if quote[0] == 5 {
+            HEADER_BYTES + 6
+        } else {
+            HEADER_BYTES
+        };
+        quote[body_at + REPORT_DATA_AT..][..64].copy_from_slice(data);
+        quote
+    }
+
+    const DATA: ReportData = ReportData([7; 64]);
+
+    fn expected() -> Evidence {
+        Evidence::Tdx {
+            quote: over(quote(4), &DATA.0),
         }
     }
 
@@ -161,15 +219,65 @@ mod tests {
     #[tokio::test]
     async fn extend_writes_the_digest_into_the_register() {
         let sys = tempfile::tempdir().unwrap();
-        assert!(Tdx::find(sys.path()).is_none());
+        let find = || {
+            let dial: Arc<dyn Dial> = FakeQgs::absent();
+            Tdx::find(sys.path(), sys.path(), &dial)
+        };
+        assert!(find().is_none());
         let register = sys.path().join(MEASUREMENTS).join(RTMR3);
         fs::create_dir_all(register.parent().unwrap()).unwrap();
-        let tdx = Tdx::find(sys.path()).unwrap();
+        let tdx = find().unwrap();
         assert!(tdx.extend(Digest48::ZERO).await.is_err(), "there is no register");
         fs::write(&register, []).unwrap();
         let digest = Digest48::of(b"event");
         tdx.extend(digest).await.unwrap();
         assert_eq!(fs::read(register).unwrap(), digest.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn without_configfs_the_quote_is_the_services_and_the_service_is_asked_first_from_then_on() {
+        let service = FakeQgs::new(|data| over([quote(4), vec![0; 50]].concat(), data));
+        let nowhere = ConfigFs("/no/such/configfs/tsm/report/cocoon".into());
+        let tdx = tdx_of(Mailbox::new(nowhere, PROVIDER), &service);
+        for asked in 1..3 {
+            assert_eq!(tdx.quote(DATA).await.unwrap(), expected());
+            assert_eq!(service.asked.load(Ordering::SeqCst), asked);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kernel_that_cannot_quote_is_asked_once_and_again_only_when_the_service_fails() {
+        let kernel = Kernel::new(PROVIDER, |data| over(quote(4), data)).then(Event::Fails(Errno::ENXIO));
+        let service = FakeQgs::new(|data| over(quote(4), data));
+        let tdx = tdx_of(kernel.mailbox(PROVIDER), &service);
+        for _ in 0..2 {
+            assert_eq!(tdx.quote(DATA).await.unwrap(), expected());
+        }
+        assert_eq!(kernel.writes(), 1);
+        service.then(|_| Answer::Bytes(vec![]));
+        for writes in [2, 3] {
+            assert_eq!(tdx.quote(DATA).await.unwrap(), expected());
+            assert_eq!(kernel.writes(), writes);
+        }
+        assert_eq!(service.asked.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn a_quote_of_the_service_over_another_report_or_that_is_none_is_refused() {
+        let failing = || Kernel::new(PROVIDER, |_| vec![]).mailbox(PROVIDER);
+        let others: [Quote; 3] = [
+            |_| over(quote(4), &[8; 64]),
+            |_| vec![7; 2000],
+            |data| [over(quote(4), data), vec![1]].concat(),
+        ];
+        for other in others {
+            let error = tdx_of(failing(), &FakeQgs::new(other)).quote(DATA).await;
+            let text = error.unwrap_err().to_string();
+            assert!(
+                text.contains("configfs-tsm") && text.contains("quoting service"),
+                "{text}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ const OUTBLOB_BYTES_MAX: usize = 32 * 1024;
 const TEXT_BYTES_MAX: usize = 256;
 
 const BUSY_RETRIES: u32 = 50;
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The files of one report directory.
 pub(crate) trait Attributes: Send + Sync {
@@ -92,7 +92,7 @@ impl Mailbox {
             let text = format!("the provider is {provider:?}, expected {expected:?}");
             return Err(io::Error::other(text));
         }
-        self.retry_busy(|| {
+        retry_passing(self.pause, || {
             let (answer, bound) = accept(self.ask_once(data)?)?;
             // Of another writer whom the generation did not give away.
             if bound != *data {
@@ -129,21 +129,22 @@ impl Mailbox {
         let bytes = self.attributes.read(name, TEXT_BYTES_MAX)?;
         Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
     }
+}
 
-    fn retry_busy<T>(&self, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        let passing = [Errno::EBUSY, Errno::EINTR, Errno::EAGAIN].map(|errno| errno as i32);
-        for _ in 0..BUSY_RETRIES {
-            match attempt() {
-                Err(error) if error.raw_os_error().is_some_and(|code| passing.contains(&code)) => {
-                    thread::sleep(self.pause);
-                }
-                other => return other,
+/// Tries again what failed for a reason that passes: a busy enclave, an interruption.
+pub(crate) fn retry_passing<T>(pause: Duration, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let passing = [Errno::EBUSY, Errno::EINTR, Errno::EAGAIN].map(|errno| errno as i32);
+    for _ in 0..BUSY_RETRIES {
+        match attempt() {
+            Err(error) if error.raw_os_error().is_some_and(|code| passing.contains(&code)) => {
+                thread::sleep(pause);
             }
+            other => return other,
         }
-        Err(io::Error::other(
-            "busy for 5 s, is the quote generation service running on the host?",
-        ))
     }
+    Err(io::Error::other(
+        "busy for 5 s, is the quote generation service running on the host?",
+    ))
 }
 
 #[cfg(test)]
@@ -259,20 +260,66 @@ mod tests {
         })
     }
 
+    #[track_caller]
+    fn is_asked_again_after(event: Event) {
+        let kernel = echo().then(event);
+        assert_eq!(ask(&kernel).unwrap(), DATA.0);
+        assert_eq!(kernel.writes(), 2);
+    }
+
     #[test]
-    fn another_writer_an_interruption_and_a_busy_enclave_are_tried_again() {
-        assert_eq!(ask(&echo()).unwrap(), DATA.0);
-        let events = [
-            Event::OtherWrites,
-            Event::OtherAnswers,
-            Event::Fails(Errno::EBUSY),
-            Event::Fails(Errno::EINTR),
-        ];
-        for event in events {
-            let kernel = echo().then(event);
-            assert_eq!(ask(&kernel).unwrap(), DATA.0);
-            assert!(kernel.writes() >= 2);
-        }
+    fn an_answer_is_taken_at_once_if_nothing_is_wrong() {
+        let kernel = echo();
+        assert_eq!(ask(&kernel).unwrap(), DATA.0);
+        assert_eq!(kernel.writes(), 1);
+    }
+
+    /// The count of writes says that another's inblob may have been answered.
+    #[test]
+    fn another_writer_in_between_loses_the_race_for_both() {
+        let kernel = echo().then(Event::OtherWrites);
+        assert_eq!(ask(&kernel).unwrap(), DATA.0);
+        // Ours, theirs, ours.
+        assert_eq!(kernel.writes(), 3);
+    }
+
+    /// The kernel itself saw a write between ours and the read.
+    #[test]
+    fn a_read_that_the_kernel_calls_outdated_is_asked_again() {
+        is_asked_again_after(Event::Fails(Errno::EWOULDBLOCK));
+    }
+
+    #[test]
+    fn an_answer_to_somebody_else_under_our_generation_is_not_taken() {
+        is_asked_again_after(Event::OtherAnswers);
+    }
+
+    #[test]
+    fn a_busy_enclave_is_asked_again() {
+        is_asked_again_after(Event::Fails(Errno::EBUSY));
+    }
+
+    #[test]
+    fn an_interrupted_read_is_asked_again() {
+        is_asked_again_after(Event::Fails(Errno::EINTR));
+    }
+
+    /// A pipe of one page gives no read more than that.
+    #[test]
+    fn an_answer_that_comes_in_short_reads_is_put_together() {
+        let sys = tempfile::tempdir().unwrap();
+        let path = sys.path().join("outblob");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let answer: Vec<_> = (0..20_000_u32).map(|n| n as u8).collect();
+        let written = answer.clone();
+        let writer = thread::spawn(move || {
+            let mut pipe = fs::OpenOptions::new().write(true).open(path).unwrap();
+            nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+            io::Write::write_all(&mut pipe, &written).unwrap();
+        });
+        let files = ConfigFs(sys.path().into());
+        assert_eq!(files.read("outblob", OUTBLOB_BYTES_MAX).unwrap(), answer);
+        writer.join().unwrap();
     }
 
     #[test]
