@@ -12,7 +12,7 @@ use cocoon_protocol::{
     host::{FromHost, Stage, ToHost},
 };
 use ed25519_dalek::SigningKey;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
@@ -220,7 +220,7 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
 
     mount_model(&mut measurer, &*volumes, &launch.model.verity).await?;
     // Beside the engine, which waits for its processor more than for the disks.
-    let reading = tokio::task::spawn_blocking(move || volumes.make_resident());
+    let reading = tokio::spawn(read_disks(volumes));
     tell_stage(&host, Stage::Model, Duration::ZERO).await;
 
     let usage_key = SigningKey::from_bytes(&Zeroizing::new(meter::random()));
@@ -230,9 +230,14 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
 
     // Not before the GPUs are ready: on them the model is loaded.
     engine.load(MODEL_DIR, launch.numeric_profile, launch.limits);
-    let elapsed = wait_loaded(&engine).await?;
-    tell_stage(&host, Stage::Engine, elapsed).await;
-    let resident = wait_resident(reading).await?;
+    let loading = async {
+        let elapsed = wait_loaded(&engine).await?;
+        tell_stage(&host, Stage::Engine, elapsed).await;
+        Ok::<_, BootError>(())
+    };
+    // What fails first ends the boot.
+    let reading = async { reading.await.expect("it neither panics nor is cancelled") };
+    let ((), resident) = tokio::try_join!(loading, reading)?;
     let attestor = measurer.finish().await?;
     tell_stage(&host, Stage::Ready, Duration::ZERO).await;
     Ok(Guest {
@@ -267,7 +272,9 @@ async fn measure_gpus(
     }
 }
 
-async fn wait_resident(reading: JoinHandle<Result<Resident, ResidentError>>) -> Result<Resident, BootError> {
+/// The deadline runs from here: a slow engine gives slow disks no more time.
+async fn read_disks(volumes: Arc<dyn Volumes>) -> Result<Resident, BootError> {
+    let reading = tokio::task::spawn_blocking(move || volumes.make_resident());
     let read = timeout(RESIDENT_DEADLINE, reading)
         .await
         .map_err(|_| BootError::Disks)?;

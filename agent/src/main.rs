@@ -56,14 +56,8 @@ fn main() {
     let _ = tracing::subscriber::set_global_default(Console);
     let mounted = system::mount_all();
     system::limit_read_ahead(Path::new("/sys/block"));
-    // One thread: forking the engine and reaping it cannot interleave, and TLS for a few clients needs no more.
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            runtime.block_on(live(mounted));
-            // Without waiting for a disk that the host does not answer: a failed boot ends in time.
-            runtime.shutdown_background();
-        }
-        Err(error) => error!(target: EXPORT, "no event loop: {error}"),
+    if let Err(error) = system::run(live(mounted)) {
+        error!(target: EXPORT, "no event loop: {error}");
     }
     system::power_off();
 }

@@ -35,6 +35,21 @@ impl MountError {
     }
 }
 
+/// Runs the guest's one event loop until `life` ends, and waits for nothing else: a disk that the host does not
+/// answer holds up neither the end nor the power-off after it.
+///
+/// # Errors
+/// The kernel gives no event loop.
+pub fn run(life: impl Future<Output = ()>) -> io::Result<()> {
+    // One thread: forking the engine and reaping it cannot interleave, and TLS for a few clients needs no more.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(life);
+    runtime.shutdown_background();
+    Ok(())
+}
+
 /// Mounts the kernel's file systems. The mount points exist in the read-only root.
 ///
 /// # Errors
@@ -116,4 +131,31 @@ pub fn power_off() -> ! {
     let _ = reboot(RebootMode::RB_POWER_OFF);
     // Not permitted, or not PID 1: then at least this process ends, which as PID 1 panics the kernel.
     std::process::exit(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_life_that_ends_is_not_held_up_by_a_disk_that_does_not_answer() {
+        let (answer, disk) = mpsc::channel::<()>();
+        let (ended, end) = mpsc::channel();
+        std::thread::spawn(move || {
+            let life = async {
+                let (reading, read) = tokio::sync::oneshot::channel();
+                tokio::task::spawn_blocking(move || {
+                    reading.send(()).unwrap();
+                    disk.recv()
+                });
+                read.await.unwrap();
+            };
+            ended.send(run(life).is_ok()).unwrap();
+        });
+        let ended = end.recv_timeout(Duration::from_secs(60));
+        drop(answer);
+        assert_eq!(ended, Ok(true));
+    }
 }

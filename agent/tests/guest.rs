@@ -20,14 +20,18 @@ use cocoon_agent::{boot::BootError, serve::Deadlines};
 use cocoon_evidence::{
     CertifiedEvidence, Digest32, EventKind, FreshBinding, Platform, Role, RuntimeEvent, TlsBinding,
 };
-use cocoon_protocol::{ContentKey, SessionProof, SignedReceipt, TokenCounts};
+use cocoon_protocol::{ContentKey, LaunchDocument, SessionProof, SignedReceipt, TokenCounts, host::Stage};
 use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::advance,
+};
 use world::{
-    Fake, Host, INPUT_TOKENS, NONCE, NoGpus, Script, World, boot_with, chat_body, events, owner, wait_for,
+    Fake, Host, INPUT_TOKENS, NONCE, NoGpus, OtherDisk, Script, StuckDisk, World, boot_from, boot_with,
+    chat_body, events, launch_document, owner, wait_for,
 };
 
 fn parse(body: &[u8]) -> Value {
@@ -157,6 +161,63 @@ async fn an_oversized_launch_document_is_refused_unmeasured() {
         .unwrap();
     assert!(matches!(refused, BootError::TooLarge { .. }), "{refused}");
     assert!(platform.extended.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_disk_that_holds_another_model_is_in_the_register_and_ends_the_boot() {
+    let host = Arc::new(Host {
+        document: launch_document(4),
+        ..Host::default()
+    });
+    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
+    let refused = boot_from(Arc::new(OtherDisk), &host, &platform, &script, Arc::new(NoGpus)).await;
+    assert!(matches!(refused.err().unwrap(), BootError::Volume(_)));
+    let launch = LaunchDocument::parse(&host.document).unwrap();
+    let payloads = [
+        (EventKind::LaunchDocument, host.document.clone()),
+        (
+            EventKind::Model,
+            launch.model.verity.table("/dev/vdb").into_bytes(),
+        ),
+    ];
+    let events = payloads.map(|(kind, payload)| RuntimeEvent { kind, payload }.digest());
+    assert_eq!(*platform.extended.lock().unwrap(), events);
+}
+
+/// Ten minutes from when they are first read, however long the engine takes beside them.
+#[tokio::test(start_paused = true)]
+async fn disks_that_do_not_answer_end_the_boot_in_time() {
+    let host = Arc::new(Host {
+        document: launch_document(4),
+        ..Host::default()
+    });
+    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
+    script.loads_slowly.store(true, Ordering::SeqCst);
+    let (answer, disk) = std::sync::mpsc::channel();
+    let disk = Arc::new(StuckDisk(disk.into()));
+    let boot = {
+        let (host, platform, script) = (host.clone(), platform.clone(), script.clone());
+        tokio::spawn(async move { boot_from(disk, &host, &platform, &script, Arc::new(NoGpus)).await })
+    };
+    settle(|| platform.extended.lock().unwrap().len() == 4).await;
+    advance(Duration::from_secs(200)).await;
+    script.go.notify_one();
+    settle(|| host.stages.lock().unwrap().contains(&Stage::Engine)).await;
+    advance(Duration::from_secs(401)).await;
+    settle(|| boot.is_finished()).await;
+    drop(answer);
+    assert!(matches!(boot.await.unwrap().err().unwrap(), BootError::Disks));
+}
+
+/// Lets every task run until this is so; no time passes.
+async fn settle(mut so: impl FnMut() -> bool) {
+    for _ in 0..1_000_000 {
+        if so() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it never came true");
 }
 
 #[tokio::test]

@@ -186,11 +186,49 @@ impl Volumes for Disk {
     }
 }
 
+/// A disk that does not answer while the other end of this is there.
+pub(crate) struct StuckDisk(pub(crate) Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Volumes for StuckDisk {
+    fn find(&self) -> Result<String, VolumeError> {
+        Disk.find()
+    }
+
+    fn mount(&self, table: &str, sectors: u64) -> Result<(), VolumeError> {
+        Disk.mount(table, sectors)
+    }
+
+    fn make_resident(&self) -> Result<Resident, ResidentError> {
+        let _ = self.0.lock().unwrap().recv();
+        Ok(Resident::default())
+    }
+}
+
+/// A disk that holds something else.
+pub(crate) struct OtherDisk;
+
+impl Volumes for OtherDisk {
+    fn find(&self) -> Result<String, VolumeError> {
+        Disk.find()
+    }
+
+    fn mount(&self, _: &str, _: u64) -> Result<(), VolumeError> {
+        Err(VolumeError::Mount(io::ErrorKind::InvalidData.into()))
+    }
+
+    fn make_resident(&self) -> Result<Resident, ResidentError> {
+        // What is not mounted is not read.
+        Err(ResidentError::TooMany { path: "/".into() })
+    }
+}
+
 /// An engine that does what the last message says: `count N`, `die`, `hang`, `refuse`, and `wait`, which ends once
 /// `go` is told.
 #[derive(Default)]
 pub(crate) struct Script {
     pub(crate) starts: AtomicU64,
+    /// The model is loaded only once `go` is told.
+    pub(crate) loads_slowly: AtomicBool,
     pub(crate) go: Arc<Notify>,
 }
 
@@ -202,7 +240,11 @@ impl Spawn for Script {
         let (socket, theirs) = UnixStream::pair()?;
         Ok(EngineProcess {
             socket,
-            guard: Box::new(Abort(tokio::spawn(play(theirs, Arc::clone(&self.go))))),
+            guard: Box::new(Abort(tokio::spawn(play(
+                theirs,
+                Arc::clone(&self.go),
+                self.loads_slowly.load(Ordering::SeqCst),
+            )))),
         })
     }
 }
@@ -215,10 +257,15 @@ impl Drop for Abort {
     }
 }
 
-async fn play(mut socket: UnixStream, go: Arc<Notify>) {
+async fn play(mut socket: UnixStream, go: Arc<Notify>, loads_slowly: bool) {
     while let Ok(message) = read_frame_async(&mut socket).await {
         let replies = match message {
-            ToEngine::Load { .. } => vec![FromEngine::Loaded { elapsed_ms: 5 }],
+            ToEngine::Load { .. } => {
+                if loads_slowly {
+                    go.notified().await;
+                }
+                vec![FromEngine::Loaded { elapsed_ms: 5 }]
+            }
             ToEngine::Cancel { id } => vec![finished(id, FinishReason::Cancelled, 1)],
             ToEngine::Generate { id, messages, .. } => {
                 let line = &messages.last().unwrap().content;
@@ -301,11 +348,21 @@ pub(crate) async fn boot_with(
     script: &Arc<Script>,
     gpus: Arc<dyn Gpus>,
 ) -> Result<boot::Guest, BootError> {
+    boot_from(Arc::new(Disk), host, platform, script, gpus).await
+}
+
+pub(crate) async fn boot_from(
+    volumes: Arc<dyn Volumes>,
+    host: &Arc<Host>,
+    platform: &Arc<Fake>,
+    script: &Arc<Script>,
+    gpus: Arc<dyn Gpus>,
+) -> Result<boot::Guest, BootError> {
     let dial = Arc::new(HostDial(Arc::clone(host)));
     boot::boot(Parts {
         host: Arc::new(HostClient::new(dial)),
         platform: Arc::clone(platform) as Arc<dyn Platform>,
-        volumes: Arc::new(Disk),
+        volumes,
         gpus,
         engine: Engine::start(Arc::clone(script) as Arc<dyn Spawn>),
     })
