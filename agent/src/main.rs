@@ -53,6 +53,10 @@ fn main() {
         eprintln!("cocoon-agent: panic at {:?}", info.location());
         system::power_off();
     }));
+    if let Err(error) = system::forbid_dumps() {
+        eprintln!("cocoon-agent: forbidding core dumps: {error}");
+        system::power_off();
+    }
     let _ = tracing::subscriber::set_global_default(Console);
     let mounted = system::mount_all();
     system::limit_read_ahead(Path::new("/sys/block"));

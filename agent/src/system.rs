@@ -6,6 +6,7 @@ use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
     sys::{
+        prctl,
         reboot::{RebootMode, reboot},
         resource::{Resource, setrlimit},
     },
@@ -33,6 +34,16 @@ impl MountError {
     pub fn cause(&self) -> Errno {
         self.source
     }
+}
+
+/// Has no image of this process's memory written, should it crash, and no other process look into it. The image's
+/// kernel makes no core dumps at all; this holds under any. Children inherit the limit.
+///
+/// # Errors
+/// The kernel's.
+pub fn forbid_dumps() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    Ok(prctl::set_dumpable(false)?)
 }
 
 /// Runs the guest's one event loop until `life` ends, and waits for nothing else: a disk that the host does not
@@ -137,7 +148,20 @@ pub fn power_off() -> ! {
 mod tests {
     use std::sync::mpsc;
 
+    use nix::sys::resource::getrlimit;
+
     use super::*;
+
+    #[test]
+    fn a_crash_of_the_agent_leaves_no_core_dump() {
+        let state = || {
+            let limits = getrlimit(Resource::RLIMIT_CORE).unwrap();
+            (limits, prctl::get_dumpable().unwrap())
+        };
+        assert!(state().1, "this machine shows nothing here");
+        forbid_dumps().unwrap();
+        assert_eq!(state(), ((0, 0), false));
+    }
 
     #[test]
     fn a_life_that_ends_is_not_held_up_by_a_disk_that_does_not_answer() {

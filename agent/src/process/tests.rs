@@ -1,5 +1,6 @@
 //! What a child cannot do, tried by Python in the engine's place.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::AsyncReadExt as _;
 
 use super::*;
@@ -141,6 +142,24 @@ async fn a_child_that_takes_more_memory_than_it_may_fails_alone() {
     all_answer("MemoryError", &tried.each_ref().map(String::as_str), &[]).await;
     let tried = [format!("bytearray({})", MEMORY_BYTES_MAX / 4)];
     all_answer("done", &tried.each_ref().map(String::as_str), &[]).await;
+}
+
+/// Its memory holds prompts: no limit of this process, and nothing it does, lets a core of it be written.
+#[tokio::test]
+async fn the_child_leaves_no_core_dump() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_CORE).unwrap();
+    assert!(
+        hard > 0,
+        "this machine allows no dumps, so nothing is shown here: {soft} {hard}"
+    );
+    setrlimit(Resource::RLIMIT_CORE, hard, hard).unwrap();
+    let script = "import os, resource as r\n\
+                      said = [r.getrlimit(r.RLIMIT_CORE)]\n\
+                      try: r.setrlimit(r.RLIMIT_CORE, (4096, 4096))\n\
+                      except Exception as error: said.append(type(error).__name__)\n\
+                      os.write(3, str(said).encode())\n";
+    let modules = ["/usr/lib/python3", "/usr/lib/python3.11"];
+    assert_eq!(output_of(script, &modules).await, "[(0, 0), 'ValueError']");
 }
 
 #[tokio::test]
