@@ -609,7 +609,7 @@ pub(crate) fn events(body: &[u8]) -> Vec<String> {
         .collect()
 }
 
-fn client_config() -> ClientConfig {
+pub(crate) fn client_config() -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
