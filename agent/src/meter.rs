@@ -176,6 +176,11 @@ impl Meter {
             return Err(MeterError::Session);
         }
         let id = grant.grant.id();
+        // A client with many connections binds each of them: the host, who is asked one thing at a time, need not be
+        // asked for each.
+        if let Some(balance) = self.fresh_balance(id) {
+            return Ok((id, balance));
+        }
         let stranger = !self.lock().accounts.contains_key(&id);
         let place = stranger.then(|| self.strangers.try_acquire()).transpose();
         let place = place.map_err(|_| MeterError::Busy)?;
@@ -197,12 +202,23 @@ impl Meter {
             reserved: TokenCounts::default(),
         });
         (account.credit_nano, account.asked) = (credit_nano, Instant::now());
-        let balance = Balance {
-            credit_nano,
+        Ok((id, self.balance(account)))
+    }
+
+    fn balance(&self, account: &Account) -> Balance {
+        Balance {
+            credit_nano: account.credit_nano,
             served_nano: self.launch.prices.amount_nano(account.served).unwrap_or(u64::MAX),
             served: account.served,
-        };
-        Ok((id, balance))
+        }
+    }
+
+    /// Of an account with credit by a word of the host that is still used.
+    fn fresh_balance(&self, grant: Digest32) -> Option<Balance> {
+        let book = self.lock();
+        let account = book.accounts.get(&grant)?;
+        let fresh = account.credit_nano > 0 && account.asked.elapsed() < self.credit_kept;
+        fresh.then(|| self.balance(account))
     }
 
     /// Sets a request's worst case aside. Asks the host once more where the known credit is too small or old.

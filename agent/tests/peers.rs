@@ -5,7 +5,7 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod world;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use cocoon_agent::serve::{Deadlines, PROMPT_BYTES_MAX};
 use cocoon_protocol::{SessionProof, SignedGrant};
@@ -208,4 +208,20 @@ async fn prompts_beyond_the_memory_for_them_are_told_to_come_again() {
     };
     let free = tokio::time::timeout(Duration::from_secs(60), free).await;
     free.expect("it is given back");
+}
+
+/// The host answers one question at a time: with one for each connection, a slow one holds up who comes back.
+#[tokio::test]
+async fn a_host_that_stalls_does_not_hold_up_further_connections_on_a_known_grant() {
+    let world = World::start().await;
+    let (_first, grant) = world.paying_client().await;
+    world.host.credit_stalls.store(true, Ordering::SeqCst);
+    let mut further = world.client().await;
+    let (status, balance) = further.bind(&grant, &owner()).await;
+    assert_eq!(
+        (status, &balance["credit_nano"]),
+        (StatusCode::OK, &json!(1_000_000))
+    );
+    let (status, _) = further.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::OK);
 }
