@@ -60,8 +60,8 @@ pub struct Identity {
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// No quote.
-    #[error("no evidence for a TLS key")]
+    /// No quote. The cause stands in the text, which is all that the host is told.
+    #[error("no evidence for a TLS key: {0}")]
     Evidence(#[from] AttestError),
     /// The certificate with its evidence is over what clients accept.
     #[error("the certificate has {bytes} bytes, at most {CERTIFICATE_BYTES_MAX} are allowed")]
@@ -195,6 +195,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::platform::PlatformError;
 
     /// Takes any certificate whose key signs the handshake.
     #[derive(Debug)]
@@ -318,6 +319,19 @@ mod tests {
             let group = ours.negotiated_key_exchange_group().unwrap();
             assert_eq!(group.name(), expected, "{offered:?}");
         }
+    }
+
+    /// A provider has to learn from it what to start.
+    #[test]
+    fn why_there_is_no_evidence_is_told() {
+        let failed = PlatformError {
+            attempt: "getting a TDX quote",
+            cause: "the host's quoting service: connection refused".into(),
+        };
+        let told = IdentityError::from(AttestError::from(failed)).to_string();
+        let expected = "no evidence for a TLS key: getting a TDX quote failed: the host's quoting service: \
+                        connection refused";
+        assert_eq!(told, expected);
     }
 
     #[test]
