@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     command::{self, CommandError},
     lock::{Kind, LockedInput, Wheel},
+    publish::WorkFolder,
 };
 
 /// Debian's own archive of everything that was ever in a suite.
@@ -135,10 +136,7 @@ impl Sources {
     fn download(&self, input: &LockedInput) -> Result<PathBuf, InputError> {
         let folder = self.folder();
         fs::create_dir_all(&folder).map_err(|source| unusable(&folder, source))?;
-        let work = tempfile::Builder::new()
-            .prefix(".download-")
-            .tempdir_in(&folder)
-            .map_err(|source| unusable(&folder, source))?;
+        let work = WorkFolder::new(&folder, ".download-").map_err(|source| unusable(&folder, source))?;
         let fetched = work.path().join(&input.file);
         let mut reasons = String::new();
         let mut answered = |answer: Result<(), CommandError>| {
@@ -320,6 +318,13 @@ fn unusable(path: &Path, source: io::Error) -> InputError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::TcpListener,
+        sync::mpsc,
+        thread,
+    };
+
     use super::*;
     use crate::lock::tests::locked;
 
@@ -332,6 +337,36 @@ mod tests {
             mirrors,
             ..Sources::new(None, cache, "20260101T000000Z")
         }
+    }
+
+    /// What lies among the inputs, beside the lock of those who download.
+    fn left(cache: &Path) -> Vec<String> {
+        let entries = fs::read_dir(cache.join("inputs")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != ".download-lock").collect()
+    }
+
+    /// An archive on this machine's loopback that gives every request the same answer. Returns its address and the
+    /// first lines of the requests.
+    fn served(answer: &str) -> (String, mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, requests) = mpsc::channel();
+        let answer = answer.to_owned();
+        // Ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let first = lines.next().unwrap().unwrap();
+                let _ = lines
+                    .take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()))
+                    .count();
+                let _ = asked.send(first);
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        (address, requests)
     }
 
     /// A file in the archive under the input's path.
@@ -378,8 +413,7 @@ mod tests {
         for part in [&input.file, &input.sha256.to_string(), "COCOON_INPUTS"] {
             assert!(text.contains(part), "{text}");
         }
-        let left = fs::read_dir(cache.path().join("inputs")).unwrap().count();
-        assert_eq!(left, 0);
+        assert_eq!(left(cache.path()), [""; 0]);
     }
 
     #[test]
@@ -391,13 +425,38 @@ mod tests {
             archived(archive.path(), &input, content);
             let error = sources.find(&input).unwrap_err();
             assert!(matches!(error, InputError::Missing { .. }), "{error}");
-            let left = fs::read_dir(cache.path().join("inputs")).unwrap().count();
-            assert_eq!(left, 0, "{error}");
+            assert_eq!(left(cache.path()), [""; 0], "{error}");
         }
         archived(archive.path(), &input, b"content");
         let found = sources.find(&input).unwrap();
         assert_eq!(fs::read(&found).unwrap(), b"content");
         assert!(found.starts_with(cache.path()));
+    }
+
+    #[test]
+    fn an_archive_that_stops_early_or_has_another_file_over_http_leaves_nothing() {
+        let input = locked(b"content");
+        let http = |length: usize, body: &str| {
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+        };
+        let absent = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned();
+        for answer in [http(7, "CONTENT"), http(7, "con"), absent] {
+            let cache = tempfile::tempdir().unwrap();
+            let mut sources = offline(cache.path(), cache.path());
+            let (archive, _requests) = served(&answer);
+            sources.archive = archive;
+            let error = sources.find(&input).unwrap_err();
+            assert!(matches!(error, InputError::Missing { .. }), "{error}");
+            assert_eq!(left(cache.path()), [""; 0], "{error}");
+        }
+        let cache = tempfile::tempdir().unwrap();
+        let mut sources = offline(cache.path(), cache.path());
+        let (archive, requests) = served(&http(7, "content"));
+        sources.archive = archive;
+        assert_eq!(fs::read(sources.find(&input).unwrap()).unwrap(), b"content");
+        let LockedInput { pool, file, .. } = &input;
+        let expected = format!("GET /archive/debian/20260101T000000Z/{pool}/{file} HTTP/1.1");
+        assert_eq!(requests.recv().unwrap(), expected);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Lets a result appear under its name only when it is complete.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 /// How names of folders begin that a build works in and removes when it ends.
 pub const WORK_PREFIX: &str = ".work-";
+/// In a [`WorkFolder`], the file that whoever works there holds a lock on.
+const HELD: &str = "held";
 
 /// Removes what killed builds left in a folder of the cache. The caller holds the cache's lock, so nobody works
 /// there.
@@ -26,6 +28,50 @@ pub fn remove_killed(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A folder to work in, for programs that may run at the same time. It is removed when dropped, or by the next that
+/// starts beside it if this program is killed.
+#[derive(Debug)]
+pub struct WorkFolder {
+    folder: TempDir,
+    /// Held as long as somebody works here; a killed program lets go of it.
+    _held: File,
+}
+
+impl WorkFolder {
+    /// Makes one in `parent` whose name begins with `prefix`, and removes those that nobody works in any more.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn new(parent: &Path, prefix: &str) -> io::Result<Self> {
+        // Between making a folder and holding it, nobody may look.
+        let gate = File::create(parent.join(format!("{prefix}lock")))?;
+        gate.lock()?;
+        for entry in fs::read_dir(parent)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(prefix) && entry.file_type()?.is_dir() {
+                remove_if_left(&entry.path())?;
+            }
+        }
+        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
+        let held = File::create(folder.path().join(HELD))?;
+        held.lock()?;
+        Ok(Self { folder, _held: held })
+    }
+
+    /// Where to work.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+fn remove_if_left(folder: &Path) -> io::Result<()> {
+    let left = match File::open(folder.join(HELD)) {
+        Ok(held) => held.try_lock().is_ok(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if left { fs::remove_dir_all(folder) } else { Ok(()) }
 }
 
 /// Why a result is not under its name.
@@ -188,6 +234,22 @@ mod tests {
         }
         remove_killed(dir.path()).unwrap();
         assert_eq!(names(dir.path()), [".download-1", "finished"]);
+    }
+
+    #[test]
+    fn a_work_folder_is_removed_by_the_next_only_when_nobody_works_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let killed = dir.path().join(".verify-killed");
+        for name in [".verify-killed", ".verify-before-it-was-held", ".other"] {
+            fs::create_dir_all(dir.path().join(name).join("image")).unwrap();
+        }
+        fs::write(killed.join(HELD), "").unwrap();
+        let first = WorkFolder::new(dir.path(), ".verify-").unwrap();
+        assert!(!killed.exists());
+        let second = WorkFolder::new(dir.path(), ".verify-").unwrap();
+        assert!(first.path().is_dir() && second.path().is_dir());
+        drop((first, second));
+        assert_eq!(names(dir.path()), [".other", ".verify-lock"]);
     }
 
     #[test]

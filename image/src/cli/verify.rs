@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use cocoon_image::{compare, progress::Progress};
+use cocoon_image::{compare, progress::Progress, publish::WorkFolder};
 use cocoon_measurements::Manifest;
 
 use super::{InputArguments, WorkArguments, build::rebuild};
@@ -42,7 +42,7 @@ pub(crate) fn verify(arguments: VerifyArguments) -> anyhow::Result<bool> {
         None => {
             let cache = inputs.cache()?;
             std::fs::create_dir_all(&cache).with_context(|| format!("cannot use {}", cache.display()))?;
-            let folder = tempfile::Builder::new().prefix(".verify-").tempdir_in(&cache);
+            let folder = WorkFolder::new(&cache, ".verify-");
             let folder = folder.with_context(|| format!("cannot use {}", cache.display()))?;
             let rebuilt = folder.path().join("image");
             rebuild(manifest.profile, &rebuilt, libtorch, &work, &inputs, &progress)?;
