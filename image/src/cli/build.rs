@@ -15,7 +15,7 @@ use cocoon_image::{
 };
 use cocoon_measurements::ImageProfile;
 
-use super::{InputArguments, WorkArguments};
+use super::{InputArguments, WorkArguments, sign::source};
 
 const LIBTORCH: &str = "libtorch-2.11.0";
 
@@ -73,6 +73,7 @@ pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
             for (name, artifact) in manifest.artifacts.named() {
                 println!("{name:<12} {}", artifact.sha256);
             }
+            println!("{:<12} {}", "source", source(&manifest));
         }
     }
     Ok(())

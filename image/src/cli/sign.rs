@@ -77,7 +77,8 @@ fn print_rows(report: &Report) {
     }
 }
 
-fn source(manifest: &Manifest) -> String {
+/// The commit that an image was built from, and whether it is only that.
+pub(super) fn source(manifest: &Manifest) -> String {
     let commit = manifest.origin.as_ref().and_then(|origin| origin.commit.as_ref());
     match commit {
         Some(Commit { id, clean: true }) => format!("commit {id}"),
