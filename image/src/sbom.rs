@@ -36,8 +36,6 @@ const KERNEL_SOURCE: &str = "linux-source";
 const TORCH: &str = "torch";
 /// The manifest's name for what is out of torch's wheel.
 const LIBTORCH: &str = "libtorch";
-/// Begins the manifest's name for what is out of a Debian package; its name and version follow.
-const DEBIAN: &str = "debian ";
 
 /// Why there is no bill of materials.
 #[derive(Debug, thiserror::Error)]
@@ -260,8 +258,7 @@ impl Parts {
             let torch = lock.sources.iter().find(|input| input.name == TORCH);
             let component = match (entry.source.as_str(), torch) {
                 (LIBTORCH, Some(wheel)) => locked(Kind::Library, wheel),
-                (source, _) => debian(source)
-                    .unwrap_or_else(|| Component::new(Kind::Library, format!("source:{source}"), source)),
+                (source, _) => Component::new(Kind::Library, format!("source:{source}"), source),
             };
             let reference = self.add(component);
             self.need(&root, &reference);
@@ -330,19 +327,6 @@ fn locked(kind: Kind, input: &LockedInput) -> Component {
     component
         .hashed(input.sha256)
         .with("cocoon:file", input.file.as_str())
-}
-
-/// `debian PACKAGE VERSION`, as the manifest writes it.
-fn debian(source: &str) -> Option<Component> {
-    let (name, version) = source.strip_prefix(DEBIAN)?.split_once(' ')?;
-    let qualifiers = "?arch=amd64&distro=debian";
-    Some(Component::package(
-        Kind::Library,
-        "deb/debian",
-        name,
-        version,
-        qualifiers,
-    ))
 }
 
 fn component(id: &CrateId, checksums: &BTreeMap<CrateId, Digest32>) -> Component {
