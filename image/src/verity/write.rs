@@ -69,7 +69,7 @@ impl VerityWriter {
     /// Copies up to `bytes` bytes of a file, from where it stands. Returns how many there were.
     ///
     /// # Errors
-    /// See [`CopyError`].
+    /// The source's or the disk's, or this program is told to end.
     pub fn copy(&mut self, source: &File, bytes: u64) -> io::Result<u64> {
         let mut copied = 0;
         while copied < bytes {
