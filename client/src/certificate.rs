@@ -4,7 +4,10 @@
 //! Whether that key belongs to a guest worth trusting is decided afterwards, from the evidence in it: web PKI
 //! plays no part. Everything here is read from an untrusted peer.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use cocoon_evidence::{
     BundleError, CERTIFICATE_BYTES_MAX, CertifiedEvidence, Digest32, EVIDENCE_EXTENSION_OID, EvidenceBundle,
@@ -192,17 +195,48 @@ fn parse_form(der: &[u8]) -> Result<X509Certificate<'_>, CertificateFault> {
 pub(crate) struct FormVerifier {
     provider: Arc<CryptoProvider>,
     p256: &'static dyn SignatureVerificationAlgorithm,
+    /// Those that have the form, newest last: a guest shows the same one to all for hours.
+    seen: Mutex<VecDeque<CertificateDer<'static>>>,
 }
 
 impl FormVerifier {
     const SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+    /// Of at most [`CERTIFICATE_BYTES_MAX`] each. Anybody can have one remembered; it says nothing but that its form
+    /// was judged.
+    const SEEN_MAX: usize = 16;
 
     /// `None` when the provider has no ECDSA P-256.
     pub(crate) fn new(provider: Arc<CryptoProvider>) -> Option<Self> {
         let algorithms = provider.signature_verification_algorithms.mapping;
         let (_, candidates) = algorithms.iter().find(|(scheme, _)| *scheme == Self::SCHEME)?;
         let p256 = *candidates.first()?;
-        Some(Self { provider, p256 })
+        Some(Self {
+            provider,
+            p256,
+            seen: Mutex::default(),
+        })
+    }
+
+    fn lock_seen(&self) -> MutexGuard<'_, VecDeque<CertificateDer<'static>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Judges a certificate that was not judged before.
+    fn check_once(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<(), CertificateFault> {
+        if intermediates.is_empty() && self.lock_seen().contains(leaf) {
+            return Ok(());
+        }
+        self.check(leaf, intermediates)?;
+        let mut seen = self.lock_seen();
+        seen.push_back(leaf.clone().into_owned());
+        if seen.len() > Self::SEEN_MAX {
+            seen.pop_front();
+        }
+        Ok(())
     }
 
     fn check(&self, leaf: &[u8], intermediates: &[CertificateDer<'_>]) -> Result<(), CertificateFault> {
@@ -229,7 +263,7 @@ impl ServerCertVerifier for FormVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         // The name plays no part: a guest is known by what it measures to, not by where it is.
-        self.check(end_entity, intermediates)
+        self.check_once(end_entity, intermediates)
             .map(|()| ServerCertVerified::assertion())
             .map_err(|fault| CertificateError::Other(OtherError(Arc::new(fault))).into())
     }
@@ -324,6 +358,34 @@ mod tests {
         let issuer = rcgen::Issuer::from_params(&params, &other);
         let der = params.signed_by(&own, &issuer).unwrap().der().to_vec();
         assert!(matches!(fault(&der), Some(CertificateFault::NotSelfSigned)));
+    }
+
+    #[test]
+    fn only_what_was_judged_is_not_judged_again() {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = FormVerifier::new(provider).unwrap();
+        let good = CertificateDer::from(certificate(&rcgen::PKCS_ECDSA_P256_SHA256, Some(100)));
+        for _ in 0..2 {
+            assert!(verifier.check_once(&good, &[]).is_ok());
+        }
+        assert_eq!(verifier.lock_seen().len(), 1);
+        assert!(matches!(
+            verifier.check_once(&good, std::slice::from_ref(&good)),
+            Err(CertificateFault::Chain)
+        ));
+        let mut forged = good.to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        for _ in 0..2 {
+            assert!(
+                verifier.check_once(&forged.clone().into(), &[]).is_err(),
+                "remembered"
+            );
+        }
+        for _ in 0..2 * FormVerifier::SEEN_MAX {
+            let other = certificate(&rcgen::PKCS_ECDSA_P256_SHA256, Some(100));
+            assert!(verifier.check_once(&other.into(), &[]).is_ok());
+        }
+        assert_eq!(verifier.lock_seen().len(), FormVerifier::SEEN_MAX);
     }
 
     #[test]

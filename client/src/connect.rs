@@ -15,7 +15,7 @@ use crate::{
     CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Proof, Record, Session, Step, Verification,
     exchange::Ask,
     proof::Moment,
-    transport::{Connection, tls_config},
+    transport::{Connection, Dialled, tls_config},
 };
 
 /// Why there is no session. Nothing but requests for evidence was sent.
@@ -103,53 +103,55 @@ pub async fn connect_recorded(
 ) -> (Option<Record>, Result<Session, ConnectError>) {
     let dialled = async {
         let tls = Arc::new(tls_config()?);
-        Connection::dial(endpoint, &tls, deadlines).await
+        Dialled::dial(endpoint, &tls, deadlines).await
     };
-    let mut connection = match dialled.await {
-        Ok(connection) => connection,
+    let dialled = match dialled.await {
+        Ok(dialled) => dialled,
         Err(error) => return (None, Err(error)),
     };
-    let (record, proven) = prove(&mut connection, endpoint, policy, floors, now_s, deadlines).await;
+    let (record, proven) = prove(dialled, endpoint, policy, floors, now_s, deadlines).await;
     let session = match proven {
-        Ok(proof) => Session::over(connection, Arc::new(proof), *deadlines).await,
+        Ok((dialled, proof)) => Session::over(dialled, Arc::new(proof), *deadlines).await,
         Err(error) => Err(error),
     };
-    (Some(record), session)
+    (record, session)
 }
 
-/// Judges the evidence in the certificate and fresh evidence for this connection.
+/// Judges the evidence in the certificate and fresh evidence for this session. Gives back the session, if its guest is
+/// proven, and what was judged, if it came to that.
 pub(crate) async fn prove(
-    connection: &mut Connection,
+    dialled: Dialled,
     endpoint: &Endpoint,
     policy: &Policy,
     floors: Floors,
     now_s: u64,
     deadlines: &Deadlines,
-) -> (Record, Result<Proof, ConnectError>) {
+) -> (Option<Record>, Result<(Dialled, Proof), ConnectError>) {
     let made = Moment::at(now_s);
-    let mut record = Record::new(
-        endpoint.to_string(),
-        connection.leaf_der.clone(),
-        connection.nonce,
-        connection.fresh_exporter,
-        now_s,
-    );
+    let challenge = match dialled.challenge() {
+        Ok(challenge) => challenge,
+        Err(error) => return (None, Err(error)),
+    };
+    let mut record = Record::new(endpoint.to_string(), &challenge, now_s);
     let proven = async {
         // What cannot be a guest's certificate is not asked for anything.
-        let leaf = Leaf::parse(&connection.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
+        let leaf = Leaf::parse(&challenge.leaf_der, i64::try_from(now_s).unwrap_or(i64::MAX))?;
+        let mut connection = dialled.speak(|tls| tls).await?;
         if matches!(leaf.evidence, CertifiedEvidence::ByDigest(_)) {
-            let named = fetch_named(connection, deadlines).await?;
+            let named = fetch_named(&mut connection, deadlines).await?;
             // Before anything else is asked for.
             leaf.bundle(Some(&named))?;
             record.named_evidence = Some(named.into());
         }
-        record.endorsements = Some(fetch_endorsements(connection, deadlines).await?.into());
+        record.endorsements = Some(fetch_endorsements(&mut connection, deadlines).await?.into());
         let certified = record.judge_certificate(policy, floors)?;
-        record.evidence = Some(fetch_evidence(connection, deadlines).await?.into());
-        record.judge_fresh(certified, policy, floors, made)
+        let evidence = fetch_evidence(&mut connection, &challenge.nonce, deadlines).await?;
+        record.evidence = Some(evidence.into());
+        let proof = record.judge_fresh(certified, policy, floors, made)?;
+        Ok((connection.fall_silent().await?, proof))
     }
     .await;
-    (record, proven)
+    (Some(record), proven)
 }
 
 async fn fetch_named(connection: &mut Connection, deadlines: &Deadlines) -> Result<Bytes, ExchangeError> {
@@ -181,13 +183,17 @@ async fn fetch_endorsements(
         .await
 }
 
-async fn fetch_evidence(connection: &mut Connection, deadlines: &Deadlines) -> Result<Bytes, ExchangeError> {
+async fn fetch_evidence(
+    connection: &mut Connection,
+    nonce: &[u8],
+    deadlines: &Deadlines,
+) -> Result<Bytes, ExchangeError> {
     let ask = Ask {
         step: Step::Evidence,
         method: Method::POST,
         path: "/.well-known/cocoon/evidence",
         content_type: "application/octet-stream",
-        body: Bytes::copy_from_slice(&connection.nonce),
+        body: Bytes::copy_from_slice(nonce),
     };
     connection
         .exchange(ask, FRESH_BYTES_MAX, deadlines.exchange)

@@ -16,7 +16,7 @@ use cocoon_protocol::LaunchDocument;
 use cocoon_verify::{Floors, PlatformId, Policy, Refusal, Report, TrustedGuest, appraise};
 use serde::{Deserialize, Serialize};
 
-use crate::{ConnectError, Leaf, Proof, proof::Moment};
+use crate::{ConnectError, Leaf, Proof, proof::Moment, transport::Challenge};
 
 const RECORD_VERSION: u32 = 1;
 const SESSION_FILE: &str = "session.json";
@@ -149,22 +149,16 @@ pub(crate) struct Certified {
 }
 
 impl Record {
-    pub(crate) fn new(
-        node: String,
-        certificate: Vec<u8>,
-        nonce: [u8; NONCE_BYTES],
-        exporter: [u8; 32],
-        judged_s: u64,
-    ) -> Self {
+    pub(crate) fn new(node: String, challenge: &Challenge, judged_s: u64) -> Self {
         Self {
             session: SessionFacts {
                 version: RECORD_VERSION,
                 node,
                 judged_s,
-                nonce,
-                exporter,
+                nonce: challenge.nonce,
+                exporter: challenge.exporter,
             },
-            certificate,
+            certificate: challenge.leaf_der.clone(),
             named_evidence: None,
             endorsements: None,
             evidence: None,

@@ -22,7 +22,7 @@ use crate::{
     receipt::{self, Expected},
     stream::{Event, Events},
     transcript::{Transcript, TranscriptError},
-    transport::Connection,
+    transport::{Connection, Dialled},
 };
 
 /// A longer conversation is not sent. A guest takes requests of 1 MiB, in which JSON escapes line feeds and quotes with
@@ -38,6 +38,8 @@ const STANDING_BYTES_MAX: usize = 4 * 1024;
 #[derive(Debug)]
 pub struct Session {
     connection: Connection<AttestedStream>,
+    /// Goes into [`SessionProof`].
+    exporter: [u8; 32],
     proof: Arc<Proof>,
     deadlines: Deadlines,
 }
@@ -151,15 +153,16 @@ impl ChatError {
 impl Session {
     /// The caller has judged the evidence of this very connection, or knows its certificate's key as proven.
     pub(crate) async fn over(
-        connection: Connection,
+        dialled: Dialled,
         proof: Arc<Proof>,
         deadlines: Deadlines,
     ) -> Result<Self, ConnectError> {
+        let exporter = dialled.session_exporter()?;
         let stream_proof = Arc::clone(&proof);
+        let attested = |tls| AttestedStream::new(tls, stream_proof);
         Ok(Self {
-            connection: connection
-                .wrap(|tls| AttestedStream::new(tls, stream_proof))
-                .await?,
+            connection: dialled.speak(attested).await?,
+            exporter,
             proof,
             deadlines,
         })
@@ -196,7 +199,7 @@ impl Session {
     ) -> Result<BoundGrant, ExchangeError> {
         let offer = api::GrantOffer {
             grant,
-            proof: SessionProof::sign(owner, &self.connection.session_exporter, &grant.grant),
+            proof: SessionProof::sign(owner, &self.exporter, &grant.grant),
         };
         let ask = json_ask(Step::Grant, "/v1/cocoon/grant", &offer);
         let limit = self.deadlines.exchange;

@@ -1,6 +1,7 @@
-//! TCP and TLS 1.3 to a guest, and HTTP/1.1 inside. A [`Connection`] over a bare TLS stream is encrypted to
-//! *somebody*; who that is [`crate::Verifier`] finds out, which then makes one over an
-//! [`AttestedStream`](crate::AttestedStream).
+//! TCP and TLS 1.3 to a guest ([`Dialled`]), and HTTP/1.1 inside ([`Connection`]). A connection over a bare TLS stream
+//! is encrypted to *somebody*; who that is [`crate::Verifier`] finds out, which then makes one over an
+//! [`AttestedStream`](crate::AttestedStream). HTTP is spoken only where something is asked: a connection to a key that
+//! is proven is a TLS handshake and nothing else.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -71,23 +72,26 @@ impl<S> Drop for Driver<S> {
     }
 }
 
-/// HTTP over a stream to a holder of the private key of `leaf_der`.
+/// A TLS session with a holder of the private key of its certificate, on which nothing is under way.
 #[derive(Debug)]
-pub(crate) struct Connection<S = TlsStream<TcpStream>> {
-    pub(crate) http: http1::SendRequest<Full<Bytes>>,
-    pub(crate) host: String,
-    /// The peer's certificate.
-    pub(crate) leaf_der: Vec<u8>,
-    /// Made for this connection, after its handshake.
-    pub(crate) nonce: [u8; NONCE_BYTES],
-    /// Goes into [`FreshBinding`].
-    pub(crate) fresh_exporter: [u8; 32],
-    /// Goes into [`SessionProof`].
-    pub(crate) session_exporter: [u8; 32],
-    driver: Driver<S>,
+pub(crate) struct Dialled {
+    tls: TlsStream<TcpStream>,
+    /// As requests name it.
+    host: String,
 }
 
-impl Connection {
+/// What fresh evidence for one TLS session is held against.
+#[derive(Debug, Clone)]
+pub(crate) struct Challenge {
+    /// The peer's certificate.
+    pub(crate) leaf_der: Vec<u8>,
+    /// Made for this session, after its handshake.
+    pub(crate) nonce: [u8; NONCE_BYTES],
+    /// Goes into [`FreshBinding`].
+    pub(crate) exporter: [u8; 32],
+}
+
+impl Dialled {
     pub(crate) async fn dial(
         endpoint: &Endpoint,
         tls: &Arc<ClientConfig>,
@@ -106,65 +110,74 @@ impl Connection {
         let tls = within(Step::Handshake, deadlines.handshake, handshake)
             .await?
             .map_err(handshake_error)?;
-        Self::over(tls, endpoint).await
+        let host = endpoint.to_string().trim_start_matches("https://").to_owned();
+        Ok(Self { tls, host })
     }
 
-    async fn over(tls: TlsStream<TcpStream>, endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        let session = tls.get_ref().1;
-        let leaf = session.peer_certificates().and_then(<[_]>::first);
-        let leaf_der = leaf.ok_or(CertificateFault::Malformed)?.to_vec();
+    /// The peer's certificate, DER.
+    pub(crate) fn leaf_der(&self) -> Result<&[u8], CertificateFault> {
+        let certificates = self.tls.get_ref().1.peer_certificates();
+        let leaf = certificates.and_then(<[_]>::first);
+        leaf.map(AsRef::as_ref).ok_or(CertificateFault::Malformed)
+    }
+
+    /// A new one, for this session.
+    pub(crate) fn challenge(&self) -> Result<Challenge, ConnectError> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|error| ConnectError::Random(error.into()))?;
-        let exporter = |label, context| {
-            session
-                .export_keying_material([0; 32], label, context)
-                .map_err(ConnectError::Tls)
-        };
-        let fresh_exporter = exporter(FreshBinding::EXPORTER_LABEL, Some(nonce.as_slice()))?;
-        let session_exporter = exporter(SessionProof::EXPORTER_LABEL, None)?;
-        let (http, driver) = speak_http(tls).await?;
-        Ok(Self {
-            http,
-            host: endpoint.to_string().trim_start_matches("https://").to_owned(),
-            leaf_der,
+        Ok(Challenge {
+            leaf_der: self.leaf_der()?.to_vec(),
             nonce,
-            fresh_exporter,
-            session_exporter,
+            exporter: self.export(FreshBinding::EXPORTER_LABEL, Some(&nonce))?,
+        })
+    }
+
+    /// Goes into [`SessionProof`].
+    pub(crate) fn session_exporter(&self) -> Result<[u8; 32], ConnectError> {
+        self.export(SessionProof::EXPORTER_LABEL, None)
+    }
+
+    fn export(&self, label: &[u8], context: Option<&[u8]>) -> Result<[u8; 32], ConnectError> {
+        let session = self.tls.get_ref().1;
+        let exported = session.export_keying_material([0; 32], label, context);
+        exported.map_err(ConnectError::Tls)
+    }
+
+    /// The stream itself, for whoever speaks HTTP on their own.
+    pub(crate) fn into_stream(self) -> TlsStream<TcpStream> {
+        self.tls
+    }
+
+    /// HTTP over the stream, wrapped.
+    pub(crate) async fn speak<S>(
+        self,
+        wrap: impl FnOnce(TlsStream<TcpStream>) -> S,
+    ) -> Result<Connection<S>, ExchangeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (http, driver) = speak_http(wrap(self.tls)).await?;
+        Ok(Connection {
+            http,
+            host: self.host,
             driver,
         })
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
-    /// The same TLS session with its stream wrapped. There must be no request on its way.
-    pub(crate) async fn wrap<T>(self, wrap: impl FnOnce(S) -> T) -> Result<Connection<T>, ExchangeError>
-    where
-        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let Self {
-            http,
-            host,
-            leaf_der,
-            nonce,
-            fresh_exporter,
-            session_exporter,
-            driver,
-        } = self;
-        let (http, driver) = speak_http(wrap(reclaim(http, driver).await?)).await?;
-        Ok(Connection {
-            http,
-            host,
-            leaf_der,
-            nonce,
-            fresh_exporter,
-            session_exporter,
-            driver,
-        })
-    }
+/// HTTP over a TLS session.
+#[derive(Debug)]
+pub(crate) struct Connection<S = TlsStream<TcpStream>> {
+    pub(crate) http: http1::SendRequest<Full<Bytes>>,
+    pub(crate) host: String,
+    driver: Driver<S>,
+}
 
-    /// The stream itself, for whoever speaks HTTP on their own.
-    pub(crate) async fn into_stream(self) -> Result<S, ExchangeError> {
-        reclaim(self.http, self.driver).await
+impl Connection {
+    /// The same TLS session without HTTP. There must be no request on its way.
+    pub(crate) async fn fall_silent(self) -> Result<Dialled, ExchangeError> {
+        let tls = reclaim(self.http, self.driver).await?;
+        Ok(Dialled { tls, host: self.host })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     connect::prove,
     exchange::within,
     proof::Moment,
-    transport::{Connection, tls_config},
+    transport::{Dialled, tls_config},
 };
 
 /// Keys that are remembered. A guest has one at a time; over this the oldest is forgotten, which costs a quote.
@@ -64,8 +64,8 @@ impl Verifier {
     /// # Errors
     /// See [`ConnectError`]; until this returns, no byte beyond requests for evidence is sent.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<Session, ConnectError> {
-        let (connection, proof) = self.dial(endpoint).await?;
-        Session::over(connection, proof, self.deadlines).await
+        let (dialled, proof) = self.dial(endpoint).await?;
+        Session::over(dialled, proof, self.deadlines).await
     }
 
     /// A stream to a verified guest, for whoever speaks HTTP/1.1 on their own.
@@ -73,15 +73,15 @@ impl Verifier {
     /// # Errors
     /// See [`ConnectError`]; until this returns, no byte beyond requests for evidence is sent.
     pub async fn connect_stream(&self, endpoint: &Endpoint) -> Result<AttestedStream, ConnectError> {
-        let (connection, proof) = self.dial(endpoint).await?;
-        Ok(AttestedStream::new(connection.into_stream().await?, proof))
+        let (dialled, proof) = self.dial(endpoint).await?;
+        Ok(AttestedStream::new(dialled.into_stream(), proof))
     }
 
-    async fn dial(&self, endpoint: &Endpoint) -> Result<(Connection, Arc<Proof>), ConnectError> {
-        let mut connection = Connection::dial(endpoint, &self.tls, &self.deadlines).await?;
-        let certificate = Digest32::of(&connection.leaf_der);
+    async fn dial(&self, endpoint: &Endpoint) -> Result<(Dialled, Arc<Proof>), ConnectError> {
+        let dialled = Dialled::dial(endpoint, &self.tls, &self.deadlines).await?;
+        let certificate = Digest32::of(dialled.leaf_der()?);
         if let Some(proof) = self.remembered(&certificate) {
-            return Ok((connection, proof));
+            return Ok((dialled, proof));
         }
         let turn = self.turn(certificate);
         let _turn = within(
@@ -92,14 +92,15 @@ impl Verifier {
         .await?;
         // Somebody else may have proven it meanwhile.
         if let Some(proof) = self.remembered(&certificate) {
-            return Ok((connection, proof));
+            return Ok((dialled, proof));
         }
         let now_s = clock::now_s();
         let (policy, deadlines) = (&self.policy, &self.deadlines);
-        let proven = prove(&mut connection, endpoint, policy, self.floors, now_s, deadlines).await;
-        let proof = Arc::new(proven.1?);
+        let (_, proven) = prove(dialled, endpoint, policy, self.floors, now_s, deadlines).await;
+        let (dialled, proof) = proven?;
+        let proof = Arc::new(proof);
         self.remember(Arc::clone(&proof));
-        Ok((connection, proof))
+        Ok((dialled, proof))
     }
 
     /// The newest proof of every key that is remembered, fresh or not.
