@@ -16,7 +16,7 @@ PACKAGES=(
     "binutils strip" "cmake cmake" "python3 python3" "python3-pip pip3"
 )
 TEST_PACKAGES=("erofs-utils fsck.erofs" "cryptsetup-bin veritysetup" "nodejs node" "npm npm" "swtpm swtpm"
-    "python3-venv /usr/lib/python3*/ensurepip" "curl curl" "chromium chromium" "openssl openssl")
+    "python3-venv /usr/lib/python3*/ensurepip" "curl curl" "chromium chromium" "openssl openssl" "acpica-tools iasl")
 
 fail() { # what was attempted, why it failed, what to do
     printf '\n%s\n  why:  %s\n  fix:  %s\n' "$1" "$2" "$3" >&2

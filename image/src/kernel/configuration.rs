@@ -8,10 +8,12 @@ use super::{KernelError, ingredients::RecipeFile};
 /// What no kernel has, whatever a fragment says: ways into the kernel's memory, out of the measured kernel, to
 /// a network, past what `patches/0001` holds of the host's ACPI tables, and interfaces that nothing in the guest
 /// uses and that are known for their holes.
-const FORBIDDEN: [&str; 12] = [
+const FORBIDDEN: [&str; 14] = [
     "ACPI_APEI",
     "ACPI_CONFIGFS",
     "ACPI_DEBUG",
+    "ACPI_EC",
+    "ACPI_PRMT",
     "BPF_SYSCALL",
     "DEBUG_FS",
     "DEVMEM",
@@ -109,7 +111,7 @@ mod tests {
         let check = |config: &str, release| check(&[], config, release).map_err(|error| error.to_string());
         let clean = "CONFIG_NET=y\n# CONFIG_INET is not set\nCONFIG_KEXEC=n\nCONFIG_INET_HELP=y\n";
         assert_eq!(check(clean, true), Ok(()));
-        for option in ["INET=y", "INET=m", "KEXEC=y"] {
+        for option in ["INET=y", "INET=m", "ACPI_PRMT=y"] {
             let error = check(&format!("{clean}CONFIG_{option}\n"), false).unwrap_err();
             assert!(error.ends_with(&format!("must not have: {option}")), "{error}");
         }
