@@ -329,19 +329,11 @@ fn machine_command(program: &str, tree: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .current_dir(tree)
-        .envs(FIXED)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("LC_ALL", "C")
-        .env("TZ", "UTC");
-    for variable in [
-        "MAKEFLAGS",
-        "MFLAGS",
-        "KCFLAGS",
-        "KBUILD_OUTPUT",
-        "ARCH",
-        "CROSS_COMPILE",
-    ] {
-        command.env_remove(variable);
-    }
+        .env("TZ", "UTC")
+        .envs(FIXED);
     command
 }
 
