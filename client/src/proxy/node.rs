@@ -18,8 +18,9 @@ use crate::{
 
 /// Connections to one node, a fifth of what an agent has places for.
 const CONNECTIONS_MAX: usize = 256;
-/// Connections that are kept without a request.
-const IDLE_MAX: usize = 64;
+/// Connections that are kept without a request: all, or each burst of requests would shake hands anew. An agent ends
+/// those that it needs the places of.
+const IDLE_MAX: usize = CONNECTIONS_MAX;
 /// An agent closes idle connections after 90 s.
 const IDLE_FOR: Duration = Duration::from_secs(60);
 /// How long a node is left alone after its first failure in a row, and at most; it doubles in between.

@@ -92,6 +92,8 @@ impl Node {
         let shared = state.clone();
         let server = tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
+                // As the launcher's relay does.
+                tcp.set_nodelay(true).unwrap();
                 let (acceptor, leaf) = shared.identity.lock().unwrap().clone();
                 tokio::spawn(connection(tcp, acceptor, leaf, shared.clone()));
             }
