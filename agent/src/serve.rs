@@ -52,7 +52,7 @@ use crate::{
     transport::{BoxStream, Listen},
 };
 
-/// Connections at the same time; see [`crate::places`] for who has to go when there are more. Each takes some 40 KiB
+/// Connections at the same time; the module `places` says who has to go when there are more. Each takes some 40 KiB
 /// here and at most [`crate::transport::PEER_BYTES_MAX`] in the kernel, together 92 MiB: `main` leaves the engine that
 /// much less.
 pub const CONNECTIONS_MAX: usize = 1280;
