@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PolicyFile", into = "PolicyFile")]
 pub struct PolicyTerms {
-    /// [`POLICY_VERSION`].
+    /// [`POLICY_VERSION`](super::POLICY_VERSION).
     pub version: u32,
     /// Grows with every policy that replaces another.
     pub number: u64,
