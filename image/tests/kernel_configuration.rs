@@ -15,7 +15,7 @@ use cocoon_image::{
     lock::Lock,
 };
 
-/// Fragments, a cache and a file for the result: what a process of a test's own is to do.
+/// Fragments, a cache and a file for the result: what the first test is to do when another starts it as a child.
 const FRAGMENTS: &str = "COCOON_TEST_FRAGMENTS";
 const CACHE: &str = "COCOON_TEST_CACHE";
 const RESULT: &str = "COCOON_TEST_RESULT";
@@ -29,6 +29,9 @@ KCONFIG_CONFIG=elsewhere KCFLAGS=-O1 CROSS_COMPILE=no-such-; exec "$0" "$@""#;
 
 #[test]
 fn two_configurations_under_other_conditions_are_the_same() {
+    if let Some(result) = env::var_os(RESULT) {
+        return configure_here(result.into());
+    }
     let Some(first) = configure(PLAIN, "first", "kernel.config") else {
         return;
     };
@@ -87,7 +90,10 @@ fn configure(conditions: &str, folder: &str, fragments: &str) -> Option<String> 
     let status = Command::new("sh")
         .args(["-c", conditions])
         .arg(env::current_exe().expect("the path of this test"))
-        .args(["--exact", "configure_in_a_process_of_its_own", "--ignored"])
+        .args([
+            "--exact",
+            "two_configurations_under_other_conditions_are_the_same",
+        ])
         .env(FRAGMENTS, fragments)
         .env(CACHE, work.path())
         .env(RESULT, &result)
@@ -105,23 +111,18 @@ fn configure(conditions: &str, folder: &str, fragments: &str) -> Option<String> 
     Some(fs::read_to_string(result).expect("the configuration"))
 }
 
-#[test]
-#[ignore = "the other tests start it"]
-fn configure_in_a_process_of_its_own() {
-    let path = |variable| PathBuf::from(env::var_os(variable).expect("set by the test that starts this one"));
-    let fragments = path(FRAGMENTS)
-        .to_string_lossy()
-        .split(' ')
-        .map(str::to_owned)
-        .collect::<Vec<_>>();
+/// The child's part of [`configure`].
+fn configure_here(result: PathBuf) {
+    let fragments = env::var(FRAGMENTS).expect("set by the test that starts this one");
+    let fragments: Vec<_> = fragments.split(' ').map(str::to_owned).collect();
+    let cache = PathBuf::from(env::var_os(CACHE).expect("set by the test that starts this one"));
     let lock = Lock::load(&tree()).unwrap();
     let ingredients = Ingredients::load(&tree(), &lock, &fragments).unwrap();
-    let cache = path(CACHE);
     let config = KernelPlan::new(ingredients)
         .unwrap()
         .configuration(&sources(&cache), &cache)
         .unwrap();
-    fs::write(path(RESULT), config).unwrap();
+    fs::write(result, config).unwrap();
 }
 
 fn tree() -> PathBuf {
