@@ -17,7 +17,7 @@ use cocoon::{Deadlines, Endpoint, Verifier, connect_recorded};
 use cocoon_evidence::{Endorsements, ReportData};
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::{Floors, Policy};
-use node::{DAY_S, Guest, Identity, Node, Reply, Script, now_s};
+use node::{Guest, Node, Reply, Script, now_s};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::Resumption,
@@ -37,15 +37,14 @@ const PLAIN_NAME: &str = "cocoon.invalid";
 async fn main() {
     let dir = tempfile::tempdir().unwrap();
     let platform = SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap();
-    let mut guest = Guest::boot(&platform, 1);
+    let guest = Guest::boot(&platform, 1);
     let policy = guest.policy();
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let script = Script {
         // As an agent has them: ready.
         endorsements: Reply::Bytes(Endorsements::of_tdx(platform.collateral(now_s()).unwrap()).encode()),
         ..Script::default()
     };
-    let node = Node::serve(guest, &identity, script).await;
+    let node = Node::scripted(guest, script).await;
     let warm = verifier(&policy);
     warm.connect_stream(&node.endpoint).await.unwrap();
     let plain = Plain::serve().await;

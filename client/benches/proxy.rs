@@ -30,7 +30,7 @@ use ed25519_dalek::SigningKey;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use node::{ChatScript, DAY_S, Guest, Identity, Node, Script, now_s};
+use node::{ChatScript, Guest, Node, Script, now_s};
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -109,13 +109,13 @@ impl Bench {
         platform: &SimulatedPlatform,
         gate: Option<Arc<Semaphore>>,
     ) -> Self {
-        let mut guest = Guest::boot_with(platform, 1, |launch| {
+        let guest = Guest::boot_with(platform, 1, |launch| {
             launch.prices = Prices {
                 input_nano_per_kilotoken: 1,
                 output_nano_per_kilotoken: 1,
             };
         });
-        let (policy, identity) = (guest.policy(), Identity::of(&mut guest, -60, DAY_S - 60));
+        let policy = guest.policy();
         let script = Script {
             chat: ChatScript {
                 gate,
@@ -123,7 +123,7 @@ impl Bench {
             },
             ..Script::default()
         };
-        let node = Node::serve(guest, &identity, script).await;
+        let node = Node::scripted(guest, script).await;
         let endpoints = [node.endpoint.clone()];
         let fleet = Fleet::new(endpoints, &policy, Floors::default(), Deadlines::default()).unwrap();
         fleet.verify().await;

@@ -196,14 +196,13 @@ async fn replayed_fresh_evidence_is_refused() {
 #[tokio::test]
 async fn fresh_evidence_of_another_guest_is_refused() {
     let platform = platform();
-    let mut guest = Guest::boot(&platform, 1);
+    let guest = Guest::boot(&platform, 1);
     let policy = guest.policy();
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let script = Script {
         evidence_guest: Some(Guest::boot(&platform, 2)),
         ..Script::default()
     };
-    let node = Node::serve(guest, &identity, script).await;
+    let node = Node::scripted(guest, script).await;
     let error = dial(&node, &policy).await.unwrap_err();
     assert!(matches!(error, ConnectError::AnotherGuest { .. }), "{error:?}");
     assert_eq!(Exit::from(&error), Exit::Channel);

@@ -14,7 +14,7 @@ use cocoon::{
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::Floors;
 use ed25519_dalek::SigningKey;
-use node::{DAY_S, Guest, Identity, Lie, Node, Reply, Script, Then, now_s};
+use node::{Guest, Lie, Node, Reply, Script, Then, now_s};
 
 const PROMPT: &str = "canary: the secret of a patient";
 
@@ -122,9 +122,9 @@ fn platform() -> SimulatedPlatform {
 }
 
 async fn liar(platform: &SimulatedPlatform, script: Script) -> (Node, Result<Session, ConnectError>) {
-    let mut guest = Guest::boot(platform, 1);
-    let (policy, identity) = (guest.policy(), Identity::of(&mut guest, -60, DAY_S - 60));
-    let node = Node::serve(guest, &identity, script).await;
+    let guest = Guest::boot(platform, 1);
+    let policy = guest.policy();
+    let node = Node::scripted(guest, script).await;
     let session = connect(&node.endpoint, &policy, Floors::default(), now_s(), &short()).await;
     (node, session)
 }

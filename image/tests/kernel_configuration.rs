@@ -116,13 +116,13 @@ fn configure_here(result: PathBuf) {
     let fragments = env::var(FRAGMENTS).expect("set by the test that starts this one");
     let fragments: Vec<_> = fragments.split(' ').map(str::to_owned).collect();
     let cache = PathBuf::from(env::var_os(CACHE).expect("set by the test that starts this one"));
-    let lock = Lock::load(&tree()).unwrap();
-    let ingredients = Ingredients::load(&tree(), &lock, &fragments).unwrap();
+    let lock = Lock::load(&tree()).expect("image.lock");
+    let ingredients = Ingredients::load(&tree(), &lock, &fragments).expect("patches and fragments");
     let config = KernelPlan::new(ingredients)
-        .unwrap()
+        .expect("a plan")
         .configuration(&sources(&cache), &cache)
-        .unwrap();
-    fs::write(result, config).unwrap();
+        .expect("a configuration");
+    fs::write(result, config).expect("writing the configuration");
 }
 
 fn tree() -> PathBuf {

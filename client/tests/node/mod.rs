@@ -106,9 +106,14 @@ impl Node {
     }
 
     /// An honest node.
-    pub(crate) async fn honest(mut guest: Guest) -> Self {
+    pub(crate) async fn honest(guest: Guest) -> Self {
+        Self::scripted(guest, Script::default()).await
+    }
+
+    /// A node with a certificate of now that does as `script` says.
+    pub(crate) async fn scripted(mut guest: Guest, script: Script) -> Self {
         let identity = Identity::of(&mut guest, -60, DAY_S - 60);
-        Self::serve(guest, &identity, Script::default()).await
+        Self::serve(guest, &identity, script).await
     }
 
     /// Another TLS key and certificate for connections from now on.

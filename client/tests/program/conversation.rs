@@ -9,7 +9,7 @@ use cocoon::PROMPT_BYTES_MAX;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    node::{ANSWER, DAY_S, Guest, Identity, Node, Script},
+    node::{ANSWER, Node, Script},
     world::{World, assert_exit, wrong_policy},
 };
 
@@ -116,13 +116,9 @@ async fn a_conversation_with_a_refused_guest_never_begins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_that_outgrows_the_context_loses_its_oldest_part() {
-    let mut world = World::new().await;
-    world.new_wallet().await;
-    let mut guest = Guest::boot(&world.platform, 1);
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let mut script = Script::default();
     script.chat.messages_max = Some(3);
-    world.node = Node::serve(guest, &identity, script).await;
+    let world = World::scripted(script).await;
     let output = piped(&world, "one-canary\ntwo-canary\nthree-canary\n", "").await;
     assert_exit(&output, 0);
     let received = String::from_utf8_lossy(&world.node.received()).into_owned();
@@ -139,14 +135,10 @@ async fn a_conversation_that_outgrows_the_context_loses_its_oldest_part() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_that_is_refused_for_another_reason_forgets_nothing() {
-    let mut world = World::new().await;
-    world.new_wallet().await;
-    let mut guest = Guest::boot(&world.platform, 1);
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let mut script = Script::default();
     script.chat.messages_max = Some(3);
     script.chat.refusal_code = Some("request_refused");
-    world.node = Node::serve(guest, &identity, script).await;
+    let world = World::scripted(script).await;
     let output = piped(&world, "one-canary\ntwo-canary\nthree-canary\n", "").await;
     assert_exit(&output, 40);
     assert_eq!(chats(&world.node), 3);
@@ -184,14 +176,10 @@ async fn until(terminal: &mut (impl AsyncRead + Unpin), text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_terminal_an_answer_can_be_stopped_and_the_conversation_goes_on() {
-    let mut world = World::new().await;
-    world.new_wallet().await;
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
-    let mut guest = Guest::boot(&world.platform, 1);
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
     let mut script = Script::default();
     script.chat.gate = Some(gate.clone());
-    world.node = Node::serve(guest, &identity, script).await;
+    let world = World::scripted(script).await;
     let terminal = |chat: String| {
         let mut command = tokio::process::Command::new("script");
         command

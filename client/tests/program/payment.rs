@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use cocoon_protocol::{AccountAddress, SignedReceipt};
 
 use crate::{
-    node::{ANSWER, DAY_S, Guest, Identity, Node, Script},
+    node::{ANSWER, Guest, Node},
     world::{World, assert_exit, json, wrong_policy},
 };
 
@@ -135,12 +135,11 @@ async fn a_cap_below_one_request_locks_nothing() {
 async fn a_contract_that_is_not_compiled_in_is_not_paid() {
     let mut world = World::new().await;
     world.new_wallet().await;
-    let mut guest = Guest::boot_with(&world.platform, 1, |launch| {
+    let guest = Guest::boot_with(&world.platform, 1, |launch| {
         launch.settlement.contract_code.depth += 1;
     });
     fs::write(world.path("policy.toml"), guest.policy().to_toml()).unwrap();
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
-    world.node = Node::serve(guest, &identity, Script::default()).await;
+    world.node = Node::honest(guest).await;
     let asked = world.chat("policy.toml", &[]).await;
     assert_exit(&asked, 30);
     assert!(String::from_utf8(asked.stderr).unwrap().contains("contract code"));
@@ -151,12 +150,11 @@ async fn a_contract_that_is_not_compiled_in_is_not_paid() {
 async fn a_simulated_guest_gets_no_real_coins() {
     let mut world = World::new().await;
     world.new_wallet().await;
-    let mut guest = Guest::boot_with(&world.platform, 1, |launch| {
+    let guest = Guest::boot_with(&world.platform, 1, |launch| {
         launch.settlement.network = cocoon_protocol::NetworkId::TESTNET;
     });
     fs::write(world.path("policy.toml"), guest.policy().to_toml()).unwrap();
-    let identity = Identity::of(&mut guest, -60, DAY_S - 60);
-    world.node = Node::serve(guest, &identity, Script::default()).await;
+    world.node = Node::honest(guest).await;
     let asked = world.chat("policy.toml", &[]).await;
     assert_exit(&asked, 30);
     assert!(String::from_utf8(asked.stderr).unwrap().contains("SIMULATED"));

@@ -11,7 +11,7 @@ use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::{Expect, Policy};
 use serde_json::Value;
 
-use crate::node::{Guest, Node, now_s};
+use crate::node::{Guest, Node, Script, now_s};
 
 /// A folder with policy, wallet and chain, and a node that meets the policy.
 pub(crate) struct World {
@@ -36,6 +36,14 @@ impl World {
             platform,
             _chain: chain,
         }
+    }
+
+    /// With a wallet, and a node that does as `script` says.
+    pub(crate) async fn scripted(script: Script) -> Self {
+        let mut world = Self::new().await;
+        world.new_wallet().await;
+        world.node = Node::scripted(Guest::boot(&world.platform, 1), script).await;
+        world
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -16,7 +16,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::node::{ChatScript, DAY_S, Guest, Identity, Node, Script, now_s};
+use crate::node::{ChatScript, Guest, Node, Script, now_s};
 
 pub(crate) const PROMPT: &str = "the-secret-prompt";
 pub(crate) const TON: u64 = 1_000_000_000;
@@ -57,13 +57,11 @@ impl World {
     }
 
     pub(crate) async fn node(&self, chat: ChatScript) -> Node {
-        let mut guest = Guest::boot(&self.platform, 1);
-        let identity = Identity::of(&mut guest, -60, DAY_S - 60);
         let script = Script {
             chat,
             ..Script::default()
         };
-        Node::serve(guest, &identity, script).await
+        Node::scripted(Guest::boot(&self.platform, 1), script).await
     }
 
     pub(crate) async fn proxy(&self, nodes: &[&Node]) -> Served {
