@@ -21,6 +21,7 @@ use crate::{
     library::LibraryError,
     lock::{Lock, LockError},
     origin::{self, OriginError},
+    package::PackageError,
     parts::Parts,
     program::Places,
     progress::Progress,
@@ -103,6 +104,9 @@ pub enum BuildError {
     /// A shared library.
     #[error("the root's libraries cannot be put together")]
     Library(#[from] LibraryError),
+    /// The package of a shared library.
+    #[error("nobody knows which package a library of the root is from")]
+    Package(#[from] PackageError),
     /// The version of strip.
     #[error("strip cannot be asked for its version")]
     Strip(#[source] CommandError),
@@ -209,6 +213,7 @@ fn assemble(
     let (sealed, entries) = root.tree.write(file, "root")?;
     let files = entries.into_iter().map(|entry| FileEntry {
         source: root.sources.get(&entry.path).cloned().unwrap_or("recipe".into()),
+        package: root.packages.get(&entry.path).cloned(),
         path: entry.path,
         mode: FileMode(entry.mode),
         bytes: entry.bytes,

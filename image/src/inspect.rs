@@ -10,7 +10,7 @@ use std::{
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_measurements::{Artifact, FileEntry, FileMode, Manifest, ManifestError};
+use cocoon_measurements::{Artifact, DebianPackage, FileEntry, FileMode, Manifest, ManifestError};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -60,6 +60,8 @@ pub struct InspectedFile {
     pub sha256: Digest32,
     /// Where it is from, by the manifest; none if the manifest does not list it as it is.
     pub source: Option<String>,
+    /// The Debian package that it is from, likewise.
+    pub package: Option<DebianPackage>,
 }
 
 /// Why an image cannot be inspected.
@@ -157,12 +159,14 @@ fn file(
     };
     let mode = FileMode(inode.mode);
     let same = |entry: &&FileEntry| (entry.mode, entry.bytes, entry.sha256) == (mode, bytes, sha256);
+    let listed = listed.filter(same);
     Ok(InspectedFile {
         path: inode.path.clone(),
         mode,
         bytes,
         sha256,
-        source: listed.filter(same).map(|entry| entry.source.clone()),
+        source: listed.map(|entry| entry.source.clone()),
+        package: listed.and_then(|entry| entry.package.clone()),
     })
 }
 

@@ -19,6 +19,7 @@ pub mod library;
 pub mod lock;
 pub mod model;
 pub mod origin;
+pub mod package;
 pub mod parts;
 pub mod program;
 pub mod progress;

@@ -14,6 +14,7 @@ use crate::{
     input::hash_file,
     kernel::{Ingredients, KernelError, KernelPlan},
     lock::Lock,
+    package::Packages,
     program,
     progress::Progress,
     recipe::{self, BUILDER, LIBTORCH, LibraryFolder, Linkage, Recipe},
@@ -33,6 +34,8 @@ pub struct Parts {
     pub programs: Vec<PathBuf>,
     /// Where the libraries that the programs need are looked for.
     pub libraries: Vec<LibraryFolder>,
+    /// Whose packages those of Debian are from.
+    pub packages: Packages,
     /// What decided the bytes of firmware and kernel.
     pub inputs: BTreeMap<String, Digest32>,
     /// Of the root that everything was compiled in, if one was.
@@ -101,6 +104,7 @@ fn here(
         kernel,
         programs,
         libraries: folders(recipe, &places.libtorch, None),
+        packages: Packages::Installed,
         inputs,
         builder_root: None,
         _compiled: vec![],
@@ -149,6 +153,7 @@ fn in_builder_root(
         kernel,
         programs: compiled.iter().map(|program| program.path.clone()).collect(),
         libraries: folders(recipe, &libtorch, Some(builder.folder())),
+        packages: Packages::of_builder(lock, &request.inputs, builder.folder())?,
         inputs,
         builder_root: Some(builder.digest),
         _compiled: compiled,

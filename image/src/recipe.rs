@@ -18,6 +18,8 @@ pub const FOLDER: &str = "image/recipe";
 pub const LIBTORCH: &str = "${LIBTORCH}";
 /// In a recipe, the builder root.
 pub const BUILDER: &str = "${BUILDER}";
+/// The name of a library folder whose files are from Debian packages.
+pub const DEBIAN: &str = "debian";
 
 /// `PROFILE.toml`: one image.
 #[derive(Debug, Deserialize)]

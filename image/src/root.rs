@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use cocoon_evidence::Digest32;
+use cocoon_measurements::DebianPackage;
 
 use crate::{
     command,
@@ -12,7 +13,7 @@ use crate::{
     input::hash_file,
     library::{self, Library},
     parts::Parts,
-    recipe::Recipe,
+    recipe::{DEBIAN, Recipe},
 };
 
 /// What goes into the root, before it is written.
@@ -22,6 +23,8 @@ pub struct Root {
     pub tree: Tree,
     /// Path in the root to the name of its source.
     pub sources: BTreeMap<String, String>,
+    /// Path in the root to its Debian package.
+    pub packages: BTreeMap<String, DebianPackage>,
     /// What decides the root's bytes.
     pub inputs: BTreeMap<String, Digest32>,
 }
@@ -56,6 +59,11 @@ impl Root {
         }
         for library in libraries.values() {
             let Library { install, source, .. } = library;
+            if source == DEBIAN
+                && let Some(package) = parts.packages.package_of(&library.path)?
+            {
+                self.packages.insert(install.clone(), package);
+            }
             let path = library::prepared(library, &strip_version, cache)?;
             self.add(install, &path, source, library.sha256)?;
         }

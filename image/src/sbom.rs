@@ -14,7 +14,7 @@ use std::{
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_measurements::{ImageProfile, Manifest, ManifestError, Origin};
+use cocoon_measurements::{DebianPackage, ImageProfile, Manifest, ManifestError, Origin};
 
 use self::{
     crates::{Closure, CrateId, closure},
@@ -151,11 +151,11 @@ struct Parts {
 impl Parts {
     /// Returns the reference.
     fn add(&mut self, component: Component) -> String {
-        let (reference, scope) = (component.reference.clone(), component.scope);
+        let (reference, kind, scope) = (component.reference.clone(), component.kind, component.scope);
         let known = self.components.entry(reference.clone()).or_insert(component);
-        // Used to make one program and linked to the other: it is in the image.
+        // Used to make one thing and a part of another: it is in the image, as what it is there.
         if scope == Scope::Required {
-            known.scope = scope;
+            (known.kind, known.scope) = (kind, scope);
         }
         reference
     }
@@ -256,9 +256,10 @@ impl Parts {
                 continue;
             }
             let torch = lock.sources.iter().find(|input| input.name == TORCH);
-            let component = match (entry.source.as_str(), torch) {
-                (LIBTORCH, Some(wheel)) => locked(Kind::Library, wheel),
-                (source, _) => Component::new(Kind::Library, format!("source:{source}"), source),
+            let component = match (entry.source.as_str(), torch, &entry.package) {
+                (LIBTORCH, Some(wheel), _) => locked(Kind::Library, wheel),
+                (_, _, Some(package)) => self::package(package, lock),
+                (source, ..) => Component::new(Kind::Library, format!("source:{source}"), source),
             };
             let reference = self.add(component);
             self.need(&root, &reference);
@@ -327,6 +328,23 @@ fn locked(kind: Kind, input: &LockedInput) -> Component {
     component
         .hashed(input.sha256)
         .with("cocoon:file", input.file.as_str())
+}
+
+/// A Debian package with files in the root, with its hash if it is one of the builder root's: those of the machine that
+/// made a dev image are not locked.
+fn package(package: &DebianPackage, lock: &Lock) -> Component {
+    let DebianPackage { name, version } = package;
+    let packages = &mut lock.builder.packages.iter();
+    match packages.find(|input| (&input.name, &input.version) == (name, version)) {
+        Some(input) => locked(Kind::Library, input),
+        None => Component::package(
+            Kind::Library,
+            "deb/debian",
+            name,
+            version,
+            "?arch=amd64&distro=debian",
+        ),
+    }
 }
 
 fn component(id: &CrateId, checksums: &BTreeMap<CrateId, Digest32>) -> Component {

@@ -33,8 +33,8 @@ pub use authenticode::{KERNEL_BYTES_MAX, KernelError};
 pub use fw_cfg::{FW_CFG_ITEM_BYTES_MAX, FwCfgError, FwCfgFiles};
 pub use kernel_header::KernelHeaderError;
 pub use manifest::{
-    Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, Commit, ExpectedLaunch, FileEntry, FileMode, ImageProfile,
-    MANIFEST_BYTES_MAX, Manifest, ManifestError, Origin, RegisterName, VerityTree,
+    Artifact, Artifacts, COMMAND_LINE_BYTES_MAX, Commit, DebianPackage, ExpectedLaunch, FileEntry, FileMode,
+    ImageProfile, MANIFEST_BYTES_MAX, Manifest, ManifestError, Origin, RegisterName, VerityTree,
 };
 pub use measure::{
     INITRD_BYTES_MAX, ImageRegisters, Initrd, LaunchInputs, MeasureError, measure, measure_image,

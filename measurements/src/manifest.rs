@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     artifact::{Artifact, Artifacts},
-    entry::{FileEntry, FileMode},
+    entry::{DebianPackage, FileEntry, FileMode},
     origin::{Commit, ExpectedLaunch, Origin, RegisterName},
 };
 

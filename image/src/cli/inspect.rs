@@ -44,6 +44,7 @@ fn print(found: &Inspection) {
             bytes,
             sha256,
             source,
+            package,
         } = file;
         // Names are anybody's: a terminal must not be told what to do.
         let source = source
@@ -54,11 +55,14 @@ fn print(found: &Inspection) {
         } else {
             sha256.to_string()
         };
+        let package = package.as_ref();
+        let package = package.map_or(String::new(), |one| format!(" {} {}", one.name, one.version));
         println!(
-            "{:06o} {bytes:>10} {sha256:<64} {}  {}",
+            "{:06o} {bytes:>10} {sha256:<64} {}  {}{}",
             mode.0,
             path.escape_debug(),
-            source.escape_debug()
+            source.escape_debug(),
+            package.escape_debug()
         );
     }
     for path in &found.absent {

@@ -50,6 +50,7 @@ pub(crate) fn image(files: &[(&str, &[u8])]) -> TempDir {
         files: entries
             .into_iter()
             .map(|entry| FileEntry {
+                package: None,
                 source: "test".into(),
                 path: entry.path,
                 mode: FileMode(entry.mode),

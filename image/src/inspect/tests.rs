@@ -74,6 +74,27 @@ fn a_file_that_is_listed_with_other_content_or_rights_or_only_listed_is_not_as_l
 }
 
 #[test]
+fn a_package_is_told_only_of_a_file_that_is_the_listed_one() {
+    let told = |change: fn(&mut FileEntry)| {
+        let dir = image(&FILES);
+        relist(dir.path(), |manifest| {
+            let init = manifest.files.iter_mut().find(|entry| entry.path == "/init");
+            let init = init.unwrap();
+            init.package = Some(DebianPackage {
+                name: "one".into(),
+                version: "1.0".into(),
+            });
+            change(init);
+        });
+        let found = inspect(dir.path()).unwrap();
+        let init = found.files.into_iter().find(|file| file.path == "/init").unwrap();
+        init.package.map(|package| package.version)
+    };
+    assert_eq!(told(|_| ()).as_deref(), Some("1.0"));
+    assert_eq!(told(|entry| entry.sha256 = Digest32::of(b"harmless")), None);
+}
+
+#[test]
 fn another_kernel_than_the_manifest_names_is_said() {
     let dir = image(&FILES);
     flip(&dir, "kernel", 4321);

@@ -171,6 +171,41 @@ fn a_builder_root_is_listed_as_tools_with_the_sources_of_the_firmware() {
     );
 }
 
+/// So that one finds an image by a flaw's package and version.
+#[test]
+fn a_debian_library_is_in_the_bill_as_its_package() {
+    let packaged = |version: &str| {
+        let package = DebianPackage {
+            name: "libc6".into(),
+            version: version.into(),
+        };
+        document(&house(|manifest| {
+            let debian = manifest.files.iter_mut().find(|file| file.source == "debian");
+            debian.unwrap().package = Some(package);
+            manifest.origin.as_mut().unwrap().builder_root = Some(Digest32::of(b"root"));
+        }))
+    };
+    let lock = Lock::load(source()).unwrap();
+    let locked = lock.builder.packages.iter().find(|input| input.name == "libc6");
+    let locked = locked.unwrap();
+    for (version, hashes) in [(locked.version.as_str(), 1), ("1.0-not-locked", 0)] {
+        let bom = packaged(version);
+        let reference =
+            format!("pkg:deb/debian/libc6@{version}?arch=amd64&distro=debian").replace('+', "%2B");
+        let found = component(&bom, &reference);
+        assert_eq!(
+            (&found["scope"], &found["type"]),
+            (&"required".into(), &"library".into())
+        );
+        assert_eq!(
+            found["evidence"]["occurrences"][0]["location"],
+            "/lib/x86_64-linux-gnu/libc.so"
+        );
+        assert_eq!(found["hashes"].as_array().map_or(0, Vec::len), hashes);
+        assert!(closure_of(&bom, "image").contains(&reference));
+    }
+}
+
 /// Otherwise the bill would name versions that are not in the image.
 #[test]
 fn another_source_tree_than_the_images_is_refused() {

@@ -17,6 +17,19 @@ pub struct FileEntry {
     pub sha256: Digest32,
     /// Which input it came from.
     pub source: String,
+    /// The package, for a file of Debian's; absent from manifests of older builders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<DebianPackage>,
+}
+
+/// A package of Debian's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DebianPackage {
+    /// Its name.
+    pub name: String,
+    /// Debian's version of it.
+    pub version: String,
 }
 
 /// `st_mode` of a file: type and permissions, in JSON as six octal digits, like git's tree entries.

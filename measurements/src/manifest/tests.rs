@@ -52,6 +52,7 @@ fn manifest() -> Manifest {
             bytes: 1,
             sha256: Digest32::of(b"i"),
             source: "cocoon-agent".into(),
+            package: None,
         }],
     }
 }
