@@ -3,23 +3,20 @@
 //!
 //! Neither takes part in making an artifact: two commits with the same inputs give the same image.
 
+mod expected;
+
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_measurements::{
-    Commit, ExpectedLaunch, ImageProfile, ImageRegisters, LaunchInputs, LaunchSpec, Manifest, ManifestError,
-    MeasureError, Origin, PredictedRegister, RegisterName, SpecError, measure_image,
-};
+use cocoon_measurements::{Commit, Manifest, ManifestError, Origin, SpecError};
 
+pub use self::expected::{LaunchError, expected};
 use crate::{command, lock, publish};
 
-/// LaunchSpecs of the machines that a release publishes values for.
-const PROFILES: &str = "measurements/profiles";
 /// What git is told by variables would make it look elsewhere.
 const GIT_VARIABLES: [&str; 4] = [
     "GIT_DIR",
@@ -40,7 +37,7 @@ pub enum OriginError {
         source: io::Error,
     },
     /// A LaunchSpec of the source tree.
-    #[error("a LaunchSpec of {PROFILES} cannot be used")]
+    #[error("a LaunchSpec of measurements/profiles or profiles-snp cannot be used")]
     Spec(#[from] SpecError),
     /// The registers do not follow from the image.
     #[error("cannot predict what the image measures to on {launch_spec}")]
@@ -48,7 +45,7 @@ pub enum OriginError {
         /// The machine.
         launch_spec: String,
         /// Why.
-        source: MeasureError,
+        source: LaunchError,
     },
     /// An artifact is not there or not what the manifest says.
     #[error("an artifact cannot be measured")]
@@ -96,82 +93,6 @@ fn git(source: &Path, arguments: &[&str]) -> Option<String> {
         git.env_remove(variable);
     }
     command::run(&mut git, None).ok()
-}
-
-/// Predicts the registers of an image in `folder` for every LaunchSpec of the source tree, as `cocoon-measure predict`
-/// does without tables: MRTD, RTMR1 and RTMR2. RTMR0 also depends on the QEMU of whoever launches. Empty for a dev image
-/// whose firmware boots on no TDX machine.
-///
-/// # Errors
-/// See [`OriginError`].
-pub fn expected(
-    source: &Path,
-    folder: &Path,
-    manifest: &Manifest,
-) -> Result<Vec<ExpectedLaunch>, OriginError> {
-    let artifacts = &manifest.artifacts;
-    let firmware = artifacts
-        .firmware
-        .read("firmware", &folder.join(&artifacts.firmware.file))?;
-    let kernel = artifacts
-        .kernel
-        .read("kernel", &folder.join(&artifacts.kernel.file))?;
-    let mut launches = Vec::new();
-    for path in launch_specs(&source.join(PROFILES))? {
-        let launch_spec = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let text = fs::read(&path).map_err(|source| file_error(&path, source))?;
-        let spec = LaunchSpec::load(&path)?;
-        let measured = measure_image(LaunchInputs {
-            firmware: &firmware,
-            kernel: &kernel,
-            initrd: None,
-            command_line: &manifest.command_line,
-            spec: &spec,
-            tables: None,
-            smbios: None,
-        });
-        let registers = match measured {
-            Ok(registers) => named(&registers),
-            Err(MeasureError::Unpredictable { register: "MRTD", .. })
-                if manifest.profile == ImageProfile::Dev =>
-            {
-                return Ok(vec![]);
-            }
-            Err(source) => return Err(OriginError::Measure { launch_spec, source }),
-        };
-        launches.push(ExpectedLaunch {
-            launch_spec,
-            launch_spec_sha256: Digest32::of(&text),
-            registers,
-        });
-    }
-    Ok(launches)
-}
-
-fn named(registers: &ImageRegisters) -> BTreeMap<RegisterName, Vec<cocoon_evidence::Digest48>> {
-    let values = |register: &PredictedRegister| register.values().collect();
-    BTreeMap::from([
-        (RegisterName::Mrtd, values(&registers.mrtd)),
-        (RegisterName::Rtmr1, values(&registers.rtmr1)),
-        (RegisterName::Rtmr2, values(&registers.rtmr2)),
-    ])
-}
-
-/// By name, so that the same tree gives the same manifest.
-fn launch_specs(folder: &Path) -> Result<Vec<PathBuf>, OriginError> {
-    let failed = |source| file_error(folder, source);
-    let entries = fs::read_dir(folder).map_err(failed)?;
-    let paths = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<Vec<_>>>();
-    let mut paths = paths.map_err(failed)?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-    paths.sort();
-    Ok(paths)
 }
 
 /// Completes the manifest of an image that is in place, where it was written by an older builder or from another

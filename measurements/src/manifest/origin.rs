@@ -53,7 +53,7 @@ pub struct ExpectedLaunch {
     pub launch_spec: String,
     /// Of the LaunchSpec's file.
     pub launch_spec_sha256: Digest32,
-    /// The legitimate values of each register; RTMR0 is absent where QEMU's tables for the machine were not given.
+    /// The legitimate values of each register; RTMR0 is absent, because it follows from the QEMU of whoever launches.
     pub registers: BTreeMap<RegisterName, Vec<Digest48>>,
 }
 
@@ -69,6 +69,9 @@ pub enum RegisterName {
     Rtmr1,
     /// The command line.
     Rtmr2,
+    /// On SEV-SNP, all of it: MEASUREMENT of a report.
+    #[serde(rename = "launch_digest")]
+    LaunchDigest,
 }
 
 impl Origin {
