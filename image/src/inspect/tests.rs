@@ -73,6 +73,20 @@ fn a_file_that_is_listed_with_other_content_or_rights_or_only_listed_is_not_as_l
     }
 }
 
+/// It looks as if a file had been left out of the image on the way.
+#[test]
+fn a_file_that_only_the_manifest_has_is_said() {
+    let dir = image(&FILES);
+    relist(dir.path(), |manifest| {
+        let mut entry = manifest.files.last().unwrap().clone();
+        entry.path = "/zz".into();
+        manifest.files.push(entry);
+    });
+    let found = inspect(dir.path()).unwrap();
+    assert_eq!(found.absent, ["/zz"]);
+    assert!(!found.is_as_listed());
+}
+
 #[test]
 fn a_package_is_told_only_of_a_file_that_is_the_listed_one() {
     let told = |change: fn(&mut FileEntry)| {
