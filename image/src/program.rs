@@ -20,6 +20,11 @@ use crate::{
 /// The guest.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
+/// Addresses that are filled in at start take a bit each instead of 24 bytes: 0.6 MB less. Needs glibc 2.36.
+const SHORT_RELOCATIONS: &str = "-Clink-arg=-Wl,-z,pack-relative-relocs";
+/// aws-lc then leaves out AES-GCM for AVX-512, 0.7 MB that is four times as fast as the 5 GB/s of what remains: no guest
+/// has so many tokens.
+const C_FLAGS: &str = "-DMY_ASSEMBLER_IS_TOO_OLD_FOR_512AVX";
 /// Where the builder root sees libtorch.
 const LIBTORCH: &str = "/libtorch";
 
@@ -101,7 +106,7 @@ pub fn compile_locked(
     let flags = rust_flags(program.linkage, &[])
         .into_string()
         .expect("plain text");
-    let mut variables = vec![("CARGO_ENCODED_RUSTFLAGS", flags.as_str())];
+    let mut variables = vec![("CARGO_ENCODED_RUSTFLAGS", flags.as_str()), ("CFLAGS", C_FLAGS)];
     variables.extend(from.libtorch.map(|_| ("LIBTORCH", LIBTORCH)));
     let mut cargo = sandbox.command("/rust/bin/cargo", &variables);
     cargo.args([
@@ -156,7 +161,7 @@ pub fn cargo_home() -> PathBuf {
 }
 
 fn rust_flags(linkage: Linkage, remaps: &[(PathBuf, &str)]) -> OsString {
-    let mut flags = Vec::new();
+    let mut flags = vec![OsString::from(SHORT_RELOCATIONS)];
     if linkage == Linkage::Static {
         flags.push(OsString::from("-Ctarget-feature=+crt-static"));
     }
@@ -167,10 +172,9 @@ fn rust_flags(linkage: Linkage, remaps: &[(PathBuf, &str)]) -> OsString {
 }
 
 fn c_flags(remaps: &[(PathBuf, &str)]) -> OsString {
-    let flags: Vec<_> = remaps
-        .iter()
-        .map(|(from, to)| remap("-ffile-prefix-map=", from, to))
-        .collect();
+    let mut flags = vec![OsString::from(C_FLAGS)];
+    let remaps = remaps.iter();
+    flags.extend(remaps.map(|(from, to)| remap("-ffile-prefix-map=", from, to)));
     flags.join(&OsString::from(" "))
 }
 
@@ -194,14 +198,15 @@ mod tests {
         ];
         let text = |linkage| rust_flags(linkage, &remaps).into_string().unwrap();
         let paths = "--remap-path-prefix=/home/x=/cocoon\u{1f}--remap-path-prefix=/y=/cargo";
-        assert_eq!(text(Linkage::Dynamic), paths);
+        let always = SHORT_RELOCATIONS;
+        assert_eq!(text(Linkage::Dynamic), format!("{always}\u{1f}{paths}"));
         assert_eq!(
             text(Linkage::Static),
-            format!("-Ctarget-feature=+crt-static\u{1f}{paths}")
+            format!("{always}\u{1f}-Ctarget-feature=+crt-static\u{1f}{paths}")
         );
         assert_eq!(
-            c_flags(&remaps),
-            "-ffile-prefix-map=/home/x=/cocoon -ffile-prefix-map=/y=/cargo"
+            c_flags(&remaps).into_string().unwrap(),
+            format!("{C_FLAGS} -ffile-prefix-map=/home/x=/cocoon -ffile-prefix-map=/y=/cargo")
         );
     }
 }
