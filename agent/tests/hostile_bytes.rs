@@ -5,7 +5,7 @@
 
 #[path = "../../client/tests/hostile_host/mod.rs"]
 mod hostile_host;
-#[allow(dead_code, reason = "other tests use the rest")]
+#[allow(dead_code, unused_imports, reason = "other tests use the rest")]
 mod world;
 
 use std::{sync::Arc, time::Duration};
@@ -65,7 +65,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 async fn converse(address: std::net::SocketAddr, grant: &SignedGrant) -> Result<String, Failure> {
     let tcp = TcpStream::connect(address).await?;
     let name = ServerName::try_from("cocoon.invalid")?;
-    let tls = TlsConnector::from(Arc::new(world::client_config()))
+    let tls = TlsConnector::from(world::tls::config().unwrap())
         .connect(name, tcp)
         .await?;
     let label = SessionProof::EXPORTER_LABEL;

@@ -1,5 +1,5 @@
-//! TLS to the agent that this program itself started. Who it is, is not asked: judging evidence is the client's, and
-//! tested there.
+//! TLS to an agent that this program itself started. Who it is, is not asked: judging evidence is the client's, and
+//! tested there. The agent's own tests use this file as well.
 
 use std::sync::Arc;
 
@@ -9,19 +9,25 @@ use rustls::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::aws_lc_rs,
+    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
 /// For every client.
 pub(crate) fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-        .with_no_client_auth();
+    let mut config = config_with(aws_lc_rs::default_provider())?;
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// With these algorithms.
+pub(crate) fn config_with(provider: CryptoProvider) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?;
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_no_client_auth())
 }
 
 #[derive(Debug)]
