@@ -223,7 +223,10 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
     let reading = tokio::spawn(read_disks(volumes));
     tell_stage(&host, Stage::Model, Duration::ZERO).await;
 
-    let usage_key = SigningKey::from_bytes(&Zeroizing::new(meter::random()));
+    let mut seed = Zeroizing::new([0; 32]);
+    meter::fill_random(&mut *seed);
+    let usage_key = SigningKey::from_bytes(&seed);
+    drop(seed);
     let public = usage_key.verifying_key().to_bytes();
     measurer.record(EventKind::UsageKey, public.to_vec()).await?;
     let gpus = measure_gpus(&mut measurer, &*gpus, &public).await?;

@@ -20,6 +20,7 @@ use cocoon_protocol::{
 };
 use ed25519_dalek::SigningKey;
 use tokio::{sync::Semaphore, time::Instant};
+use zeroize::ZeroizeOnDrop;
 
 use crate::{
     host::HostClient,
@@ -96,6 +97,12 @@ pub struct Meter {
     strangers: Semaphore,
     book: Mutex<Book>,
 }
+
+// The usage key is wiped when it is dropped: without that feature of its crate this does not compile.
+const _: fn() = || {
+    fn is_wiped<T: ZeroizeOnDrop>() {}
+    is_wiped::<SigningKey>();
+};
 
 #[derive(Default)]
 struct Book {
@@ -371,8 +378,13 @@ impl Drop for Reservation {
 /// Random bytes from the kernel, which blocks until its generator is seeded.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the kernel's random generator does not fail once it is seeded");
+    fill_random(&mut bytes);
     bytes
+}
+
+/// The same in place: of a secret nothing is left where it was first.
+pub fn fill_random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the kernel's random generator does not fail once it is seeded");
 }
 
 /// Seconds since 1970 by the guest's clock, which the host sets.
