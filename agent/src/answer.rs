@@ -10,7 +10,6 @@
 
 use std::{
     io,
-    pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,7 +19,6 @@ use cocoon_protocol::{
     ContentKey, SignedReceipt, TokenCounts,
     engine::{Fault, FinishReason},
 };
-use hyper::body::Frame;
 use serde_json::Value;
 use tokio::{
     sync::mpsc,
@@ -28,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    body::Body,
     engine::{Event, Running},
     meter::{Finished, Reservation},
     openai::{Answer, ApiError, finish_reason},
@@ -188,12 +187,6 @@ pub(crate) async fn stream(
     Ok(Body::Stream(Box::new(stream)))
 }
 
-/// An HTTP body: all at once, or server-sent events in cells.
-pub(crate) enum Body {
-    Whole(Option<Bytes>),
-    Stream(Box<Stream>),
-}
-
 /// Turns pieces into server-sent events, and these into cells.
 pub(crate) struct Stream {
     answer: Answer,
@@ -211,12 +204,6 @@ enum Left {
     Nothing,
     /// The pieces ended without an end: the body must not look complete.
     Broken,
-}
-
-impl Body {
-    pub(crate) fn whole(bytes: Bytes) -> Self {
-        Self::Whole(Some(bytes))
-    }
 }
 
 impl Stream {
@@ -255,7 +242,7 @@ impl Stream {
         }
     }
 
-    fn poll_cell(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+    pub(crate) fn poll_cell(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         self.collect(cx);
         match self.left {
             Left::Nothing if self.pending.is_empty() => return Poll::Ready(None),
@@ -269,34 +256,4 @@ impl Stream {
 
 fn sse(value: &Value) -> String {
     format!("data: {value}\n\n")
-}
-
-impl hyper::body::Body for Body {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        match self.get_mut() {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(stream) => stream
-                .poll_cell(cx)
-                .map(|cell| cell.map(|cell| cell.map(Frame::data))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        match self {
-            Self::Whole(bytes) => {
-                hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Self::Stream(_) => hyper::body::SizeHint::default(),
-        }
-    }
 }

@@ -6,7 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cocoon_evidence::{FRESH_REQUESTS_MAX, FreshEvidence, FreshLeaf, FreshTree};
+use bytes::Bytes;
+use cocoon_evidence::{FRESH_REQUESTS_MAX, FreshLeaf, FreshTree};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -36,9 +37,13 @@ pub struct FreshQuotes {
     waiting: Mutex<mpsc::Receiver<Request>>,
 }
 
+/// A [`cocoon_evidence::FreshEvidence`], encoded, one part after the other. The one in the middle, the bundle, is the
+/// same memory for all who share a quote.
+pub type FreshParts = [Bytes; 3];
+
 struct Request {
     leaf: FreshLeaf,
-    answer: oneshot::Sender<Result<FreshEvidence, AttestError>>,
+    answer: oneshot::Sender<Result<FreshParts, AttestError>>,
 }
 
 impl FreshQuotes {
@@ -56,7 +61,7 @@ impl FreshQuotes {
     ///
     /// # Errors
     /// Too many wait, the platform failed, or it took too long.
-    pub async fn answer(&self, leaf: FreshLeaf) -> Result<FreshEvidence, AttestError> {
+    pub async fn answer(&self, leaf: FreshLeaf) -> Result<FreshParts, AttestError> {
         let (answer, made) = oneshot::channel();
         self.places
             .try_send(Request { leaf, answer })
@@ -98,8 +103,12 @@ impl FreshQuotes {
         let deadline = Instant::now() + QUOTE_DEADLINE;
         let made = timeout_at(deadline, self.attestor.evidence(tree.report_data())).await;
         let made = made.unwrap_or(Err(AttestError::Late));
+        let made = made.map(|bundle| Bytes::from(bundle.encode()));
         for (position, request) in batch.into_iter().enumerate() {
-            let answer = made.clone().map(|bundle| tree.answer(position, bundle));
+            let answer = made.clone().map(|bundle| {
+                let (before, behind) = tree.encode_around(position);
+                [Bytes::copy_from_slice(&before), bundle, behind.into()]
+            });
             // Who has gone meanwhile takes none.
             let _ = request.answer.send(answer);
         }
@@ -133,7 +142,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use cocoon_evidence::{
-        Digest32, Digest48, EventKind, FreshBinding, Platform as Evidence, ReportData, Role,
+        Digest32, Digest48, EventKind, FreshBinding, FreshEvidence, Platform as Evidence, ReportData, Role,
     };
     use tokio::{sync::Semaphore, task::JoinSet, time::advance};
 
@@ -205,7 +214,7 @@ mod tests {
             self.platform.quotes.load(Ordering::SeqCst)
         }
 
-        fn ask(&self, asked: &mut JoinSet<Result<(FreshLeaf, FreshEvidence), AttestError>>, number: u64) {
+        fn ask(&self, asked: &mut JoinSet<Result<(FreshLeaf, FreshParts), AttestError>>, number: u64) {
             let (quotes, leaf) = (Arc::clone(&self.quotes), leaf(number));
             asked.spawn(async move { quotes.answer(leaf).await.map(|fresh| (leaf, fresh)) });
         }
@@ -231,7 +240,8 @@ mod tests {
         binding.leaf()
     }
 
-    fn is_bound((leaf, fresh): &(FreshLeaf, FreshEvidence)) -> bool {
+    fn is_bound((leaf, parts): &(FreshLeaf, FreshParts)) -> bool {
+        let fresh = FreshEvidence::decode(&parts.concat()).unwrap();
         matches!(&fresh.bundle.platform, Evidence::Tdx { quote }
             if quote.as_slice() == fresh.report_data(leaf).0)
     }
@@ -251,6 +261,9 @@ mod tests {
         let answers = asked.join_all().await;
         assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(is_bound)));
         assert_eq!((answers.len(), world.made()), (500, 2));
+        let bundles = answers.iter().flatten().map(|(_, parts)| parts[1].as_ptr());
+        let bundles: std::collections::HashSet<_> = bundles.collect();
+        assert_eq!(bundles.len(), 2, "one in memory for each quote");
     }
 
     #[tokio::test(start_paused = true)]

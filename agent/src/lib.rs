@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod attest;
+mod body;
 pub mod boot;
 pub mod certificate;
 pub mod console;

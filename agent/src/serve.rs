@@ -40,8 +40,9 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    answer::{self, Body, Job},
+    answer::{self, Job},
     attest::AttestError,
+    body::Body,
     certificate::{self, Identity},
     engine::Engine,
     fresh::FreshQuotes,
@@ -223,10 +224,12 @@ impl Session {
         let post = request.method() == Method::POST;
         match request.uri().path() {
             "/.well-known/cocoon/endorsements" if get => {
-                Ok(respond(ENDORSEMENTS_MEDIA_TYPE, service.endorsements.clone()))
+                let body = Body::shared([service.endorsements.clone()]);
+                Ok(respond(ENDORSEMENTS_MEDIA_TYPE, body))
             }
             "/.well-known/cocoon/certificate-evidence" if get => {
-                Ok(respond(CMW_MEDIA_TYPE, self.identity.evidence.clone()))
+                let body = Body::shared([self.identity.evidence.clone()]);
+                Ok(respond(CMW_MEDIA_TYPE, body))
             }
             "/.well-known/cocoon/evidence" if post => self.evidence(request).await,
             "/v1/cocoon/grant" if post => self.bind_grant(request, place).await,
@@ -272,7 +275,7 @@ impl Session {
         })?;
         Ok(respond(
             "application/vnd.cocoon.fresh-evidence+cbor",
-            fresh.encode().into(),
+            Body::shared(fresh),
         ))
     }
 
@@ -346,9 +349,7 @@ impl Session {
         let pieces = answer::start(job, (memory, serving));
         if chat.stream {
             let stream = answer::stream(answer, pieces, chat.include_usage).await?;
-            let mut response = respond("text/event-stream", Bytes::new());
-            *response.body_mut() = stream;
-            Ok(response)
+            Ok(respond("text/event-stream", stream))
         } else {
             answer::collect(&answer, pieces).await.map(|whole| json(&whole))
         }
@@ -411,8 +412,8 @@ fn wrong_method(allowed: &'static str) -> ApiError {
     ApiError::new(405, "wrong_method", format!("this path takes {allowed} only"))
 }
 
-fn respond(content_type: &'static str, body: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::whole(body));
+fn respond(content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type.parse().expect("a constant media type"));
     headers.insert(CACHE_CONTROL, "no-store".parse().expect("a constant"));
@@ -420,7 +421,10 @@ fn respond(content_type: &'static str, body: Bytes) -> Response<Body> {
 }
 
 fn json(value: &Value) -> Response<Body> {
-    respond("application/json", shape::whole(value.to_string()))
+    respond(
+        "application/json",
+        Body::shared([shape::whole(value.to_string())]),
+    )
 }
 
 fn refuse(error: &ApiError) -> Response<Body> {

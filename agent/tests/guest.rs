@@ -129,6 +129,22 @@ async fn a_new_tls_key_is_for_new_connections_and_drops_no_stream() {
     assert_eq!(client.evidence().await.bundle.events.events().len(), 5);
 }
 
+/// Anybody may ask for evidence; who pays does not wait for the quoting enclave.
+#[tokio::test]
+async fn a_quote_that_takes_long_holds_up_no_answer() {
+    let world = World::start().await;
+    let (mut paying, _) = world.paying_client().await;
+    let mut stranger = world.client().await;
+    world.platform.quotes_stall.store(true, Ordering::SeqCst);
+    let asking = tokio::spawn(async move { stranger.evidence().await });
+    wait_for(|| world.platform.quote_is_late.load(Ordering::SeqCst)).await;
+    let (status, _) = paying.chat("count 2", json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(!asking.is_finished());
+    world.platform.quotes_stall.store(false, Ordering::SeqCst);
+    asking.await.unwrap().bundle.events.check_complete().unwrap();
+}
+
 #[tokio::test]
 async fn a_malformed_launch_document_is_extended_and_then_refused() {
     let host = Arc::new(Host {

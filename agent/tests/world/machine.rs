@@ -1,6 +1,13 @@
 //! The machine under the guest: its platform, its disks, and that it has no GPU.
 
-use std::{io, sync::Mutex};
+use std::{
+    io,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cocoon_agent::{
     boot::{VolumeError, Volumes},
@@ -10,11 +17,16 @@ use cocoon_agent::{
     transport::BoxFuture,
 };
 use cocoon_evidence::{Digest48, Platform as Evidence, ReportData};
+use tokio::time::sleep;
 
 /// A platform that keeps what it was told, and whose quote is the report data.
 #[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) extended: Mutex<Vec<Digest48>>,
+    /// No quote is made while this is so.
+    pub(crate) quotes_stall: AtomicBool,
+    /// One was asked for meanwhile.
+    pub(crate) quote_is_late: AtomicBool,
 }
 
 impl Platform for Fake {
@@ -25,6 +37,10 @@ impl Platform for Fake {
 
     fn quote(&self, data: ReportData) -> BoxFuture<'_, Result<Evidence, PlatformError>> {
         Box::pin(async move {
+            while self.quotes_stall.load(Ordering::SeqCst) {
+                self.quote_is_late.store(true, Ordering::SeqCst);
+                sleep(Duration::from_millis(5)).await;
+            }
             Ok(Evidence::Tdx {
                 quote: data.0.to_vec(),
             })

@@ -78,7 +78,7 @@ impl FreshTree {
     /// What the quote for these requests has to bind.
     pub fn report_data(&self) -> ReportData {
         let root = self.levels.last().expect("there is always a root")[0];
-        report_data(self.levels[0].len() as u32, &root)
+        report_data(self.requests(), &root)
     }
 
     /// The answer to the request at `position`, given a bundle whose quote binds [`Self::report_data`].
@@ -86,18 +86,42 @@ impl FreshTree {
     /// # Panics
     /// There is no such request.
     pub fn answer(&self, position: usize, bundle: EvidenceBundle) -> FreshEvidence {
-        let requests = self.levels[0].len() as u32;
+        FreshEvidence {
+            bundle,
+            position: position as u32,
+            requests: self.requests(),
+            path: self.path(position),
+        }
+    }
+
+    /// What stands before and behind the bundle's own encoding in that of [`Self::answer`]. Answers that are on their
+    /// way to many at once then hold one bundle together, which can be a quarter of a megabyte.
+    ///
+    /// # Panics
+    /// There is no such request.
+    pub fn encode_around(&self, position: usize) -> ([u8; 1], Vec<u8>) {
+        /// An array of four items (RFC 8949, section 3.1).
+        const ARRAY_OF_4: u8 = 0x84;
+        let mut behind = minicbor::Encoder::new(vec![]);
+        behind
+            .u32(position as u32)
+            .and_then(|behind| behind.u32(self.requests()))
+            .and_then(|behind| behind.encode(self.path(position)))
+            .expect("encoding into memory cannot fail");
+        ([ARRAY_OF_4], behind.into_writer())
+    }
+
+    fn requests(&self) -> u32 {
+        self.levels[0].len() as u32
+    }
+
+    fn path(&self, position: usize) -> Vec<ByteArray<48>> {
         assert!(position < self.levels[0].len(), "there is no such request");
         let siblings = self.levels.iter().enumerate().filter_map(|(height, level)| {
             let sibling = (position >> height) ^ 1;
             level.get(sibling).map(|digest| ByteArray::from(digest.0))
         });
-        FreshEvidence {
-            bundle,
-            position: position as u32,
-            requests,
-            path: siblings.collect(),
-        }
+        siblings.collect()
     }
 }
 
@@ -253,6 +277,8 @@ mod tests {
             let tree = FreshTree::new(&leaves).unwrap();
             for position in [0, count / 2, count - 1] {
                 let sent = tree.answer(position, bundle()).encode();
+                let (before, behind) = tree.encode_around(position);
+                assert_eq!([&before, &*bundle().encode(), &behind].concat(), sent);
                 let fresh = FreshEvidence::decode(&sent).unwrap();
                 for (other, leaf) in leaves.iter().enumerate() {
                     let same = fresh.report_data(leaf) == tree.report_data();
