@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::{
     erofs::{Content, PathError, Tree, WriteError},
+    publish::work_file,
     verity::volume_bytes,
 };
 
@@ -31,6 +32,8 @@ const FILES: [&str; 8] = [
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 const WEIGHTS: &str = ".safetensors";
 const NAME_BYTES_MAX: usize = 100;
+/// How names of files begin that are being written.
+const WORK_PREFIX: &str = ".volume-";
 
 /// What stands beside the volume, for the launch document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,11 +135,7 @@ pub fn pack(folder: &Path, name: &str, out: &Path) -> Result<Packed, PackError> 
         let source = io::Error::new(io::ErrorKind::InvalidInput, "the volume cannot be named *.json");
         return Err(publish(out)(source));
     }
-    let image = tempfile::Builder::new()
-        .prefix(".volume-")
-        .permissions(readable())
-        .tempfile_in(parent)
-        .map_err(publish(out))?;
+    let image = work_file(parent, WORK_PREFIX).map_err(publish(out))?;
     let file = image.as_file().try_clone().map_err(publish(out))?;
     let verity = tree.seal(file, "model")?;
     let bytes = volume_bytes(verity.data_blocks);
@@ -145,11 +144,7 @@ pub fn pack(folder: &Path, name: &str, out: &Path) -> Result<Packed, PackError> 
         verity,
     };
     let text = serde_json::to_string_pretty(&volume).expect("plain data") + "\n";
-    let json = tempfile::Builder::new()
-        .prefix(".volume-")
-        .permissions(readable())
-        .tempfile_in(parent)
-        .map_err(publish(&description))?;
+    let json = work_file(parent, WORK_PREFIX).map_err(publish(&description))?;
     fs::write(json.path(), text).map_err(publish(&description))?;
     image.persist(out).map_err(|error| publish(out)(error.error))?;
     json.persist(&description)
@@ -161,10 +156,6 @@ pub fn pack(folder: &Path, name: &str, out: &Path) -> Result<Packed, PackError> 
         left_out,
         bytes,
     })
-}
-
-fn readable() -> fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
 fn check_name(name: &str) -> Result<(), PackError> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// How names of folders begin that a build works in and removes when it ends.
 pub const WORK_PREFIX: &str = ".work-";
@@ -72,6 +72,45 @@ fn remove_if_left(folder: &Path) -> io::Result<()> {
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
     if left { fs::remove_dir_all(folder) } else { Ok(()) }
+}
+
+/// A file to write in `parent` whose name begins with `prefix`, readable for all, for programs that may run at the same
+/// time. It is removed when dropped, or by the next that starts beside it if this program is killed.
+///
+/// # Errors
+/// The file system's.
+pub fn work_file(parent: &Path, prefix: &str) -> io::Result<NamedTempFile> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) && entry.file_type()?.is_file() {
+            remove_if_let_go(&entry.path())?;
+        }
+    }
+    loop {
+        let file = tempfile::Builder::new()
+            .prefix(prefix)
+            .permissions(fs::Permissions::from_mode(0o644))
+            .tempfile_in(parent)?;
+        file.as_file().lock()?;
+        // Somebody else may have removed it before it was locked.
+        if file.path().exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whoever works on a file holds its lock; a killed program lets go of it.
+fn remove_if_let_go(path: &Path) -> io::Result<()> {
+    let removed = match File::open(path) {
+        Ok(file) if file.try_lock().is_ok() => fs::remove_file(path),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match removed {
+        // Finished, or removed by another.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 /// Why a result is not under its name.
@@ -250,6 +289,23 @@ mod tests {
         assert!(first.path().is_dir() && second.path().is_dir());
         drop((first, second));
         assert_eq!(names(dir.path()), [".other", ".verify-lock"]);
+    }
+
+    #[test]
+    fn a_work_file_is_removed_by_the_next_only_when_nobody_writes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".volume-killed", ".other", "model.img"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        fs::create_dir(dir.path().join(".volume-folder")).unwrap();
+        let first = work_file(dir.path(), ".volume-").unwrap();
+        assert!(!dir.path().join(".volume-killed").exists());
+        let second = work_file(dir.path(), ".volume-").unwrap();
+        assert!(first.path().is_file() && second.path().is_file());
+        first.persist(dir.path().join("model.img")).unwrap();
+        drop(second);
+        drop(work_file(dir.path(), ".volume-").unwrap());
+        assert_eq!(names(dir.path()), [".other", ".volume-folder", "model.img"]);
     }
 
     #[test]
