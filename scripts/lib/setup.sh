@@ -121,6 +121,10 @@ build_programs() {
 build_image() { # the dev image and the demo model's volume
     stage "building the guest image"
     "$BIN/cocoon-image" build --profile dev --out "$OUT/dev" --cache "$COCOON_CACHE" >&2
+    build_model
+}
+
+build_model() { # the demo model's volume
     mkdir -p "$OUT/model"
     "$BIN/cocoon-image" model pack "$REPOSITORY/agent/engine/demo-model" --name cocoon-demo \
         --out "$OUT/model/cocoon-demo.img" >&2

@@ -289,7 +289,8 @@ impl Node {
         self.write_program("qemu-with-monitor", QEMU_WITH_MONITOR)
     }
 
-    fn write_program(&self, name: &str, text: &str) -> PathBuf {
+    /// A script in the node's folder, to be named under `[tools]` in `node.toml`.
+    pub fn write_program(&self, name: &str, text: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt as _;
         let program = self.path(name);
         fs::write(&program, text).expect("writing the program");
