@@ -232,6 +232,30 @@ fn no_byte_of_the_metadata_can_be_another() {
     );
 }
 
+/// Each is bounded before anything is done that grows with it.
+#[test]
+fn absurd_numbers_of_entries_and_lengths_of_paths_are_refused() {
+    let mut tree = Tree::default();
+    tree.add_directory("/a").unwrap();
+    let honest = volume(&tree);
+    for entries in [0, 65_537, u64::MAX] {
+        let mut changed = honest.clone();
+        changed[layout::SUPERBLOCK_OFFSET + 16..][..8].copy_from_slice(&entries.to_le_bytes());
+        let error = read_bytes(&changed).unwrap_err().to_string();
+        assert!(error.contains("names no entry or more than 65,536"), "{error}");
+    }
+    let longest = format!("/{}", vec!["d".repeat(127); 8].join("/"));
+    assert_eq!(longest.len(), 1024);
+    for (path, is_read) in [(longest.clone(), true), (longest + "d", false)] {
+        let mut tree = Tree::default();
+        tree.add_directory(&path).unwrap();
+        let read = read_bytes(&volume(&tree));
+        assert_eq!(read.is_ok(), is_read, "{} bytes", path.len());
+        let problem = read.err().map_or(String::new(), |error| error.to_string());
+        assert!(is_read || problem.contains("more than 1,024 bytes"), "{problem}");
+    }
+}
+
 #[test]
 fn directories_in_a_circle_and_endless_ones_are_refused() {
     let mut tree = Tree::default();

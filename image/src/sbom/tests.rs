@@ -209,10 +209,16 @@ fn a_debian_library_is_in_the_bill_as_its_package() {
 /// Otherwise the bill would name versions that are not in the image.
 #[test]
 fn another_source_tree_than_the_images_is_refused() {
-    let other = house(|manifest| manifest.origin.as_mut().unwrap().cargo_lock = Digest32::of(b"other"));
-    let error = sbom(other.path(), source()).unwrap_err();
-    assert!(matches!(error, SbomError::OtherSource { .. }), "{error}");
-    assert!(error.to_string().contains("Cargo.lock"), "{error}");
+    let honest = origin::of_source(source(), None).unwrap();
+    let (mut crates, mut inputs) = (honest.clone(), honest);
+    crates.cargo_lock = Digest32::of(b"other");
+    inputs.image_lock = Digest32::of(b"other");
+    for (forged, file) in [(crates, "Cargo.lock"), (inputs, "image.lock")] {
+        let other = house(|manifest| manifest.origin = Some(forged));
+        let error = sbom(other.path(), source()).unwrap_err();
+        assert!(matches!(error, SbomError::OtherSource { .. }), "{error}");
+        assert!(error.to_string().contains(file), "{error}");
+    }
     let none = house(|manifest| manifest.origin = None);
     assert!(matches!(sbom(none.path(), source()), Err(SbomError::NoOrigin)));
 }
