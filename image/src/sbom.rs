@@ -24,6 +24,7 @@ use crate::{
     command::CommandError,
     crates::{CratesError, checksums},
     input::hash_file,
+    kernel::KERNEL_SOURCE,
     lock::{self, Lock, LockError, LockedInput},
     recipe::{Recipe, RecipeError},
 };
@@ -32,7 +33,6 @@ const IMAGE: &str = "image";
 const RUST: &str = "rust-std";
 /// Inputs of the lock that become firmware.
 const FIRMWARE_SOURCES: [&str; 2] = ["edk2", "edk2-debian"];
-const KERNEL_SOURCE: &str = "linux-source";
 const TORCH: &str = "torch";
 /// The manifest's name for what is out of torch's wheel.
 const LIBTORCH: &str = "libtorch";
@@ -316,11 +316,7 @@ fn locked(kind: Kind, input: &LockedInput) -> Component {
     let component = match input.kind {
         lock::Kind::Wheel => Component::package(kind, "pypi", &input.name, &input.version, ""),
         lock::Kind::Debian => {
-            let name = if input.arch == "source" {
-                "edk2"
-            } else {
-                input.file.split('_').next().unwrap_or(&input.name)
-            };
+            let name = input.file.split('_').next().unwrap_or(&input.name);
             let qualifiers = format!("?arch={}&distro=debian", input.arch);
             Component::package(kind, "deb/debian", name, &input.version, &qualifiers)
         }

@@ -5,13 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::KERNEL_SOURCE;
 use crate::{
     lock::{Lock, LockError, LockedInput},
     recipe,
 };
 
-/// What the lock calls the kernel's source.
-const SOURCE: &str = "linux-source";
 /// In the recipe's folder: what is changed in every kernel, in the order of names.
 const PATCHES: &str = "patches";
 
@@ -65,7 +64,7 @@ impl Ingredients {
                 .collect::<Result<_, _>>()
         };
         Ok(Self {
-            package: lock.source(SOURCE)?.clone(),
+            package: lock.source(KERNEL_SOURCE)?.clone(),
             patches: load(&patches(&folder)?)?,
             fragments: load(fragments)?,
         })
