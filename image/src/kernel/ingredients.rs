@@ -110,9 +110,17 @@ mod tests {
     fn every_kernel_of_this_tree_keeps_the_hosts_tables_away_from_memory() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let ingredients = Ingredients::load(source, &Lock::load(source).unwrap(), &[]).unwrap();
-        let mut names = ingredients.patches.iter().map(|patch| patch.name.as_str());
-        let wanted = "patches/0001-acpi-host-tables-cannot-touch-guest-memory.patch";
-        assert!(names.any(|name| name == wanted));
+        let names: Vec<_> = ingredients
+            .patches
+            .iter()
+            .map(|patch| patch.name.as_str())
+            .collect();
+        for wanted in [
+            "patches/0001-acpi-host-tables-cannot-touch-guest-memory.patch",
+            "patches/0002-acpi-host-places-neither-mailbox-nor-local-apic.patch",
+        ] {
+            assert!(names.contains(&wanted), "{wanted}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A host's ACPI tables against the guest's memory. The tables are not confidential code's: QEMU makes them, and
 //! AML in them runs in the kernel. Here QEMU adds a table of an attacker, whose programs try to reach memory of
 //! the guest and tell the host through an I/O port how far they came. In a TD this would be the way to all
-//! prompts; the kernel's own patch (`image/recipe/patches`) closes it.
+//! prompts; the kernel's own patches (`image/recipe/patches`) close it. [`processors`] does the same with a table that
+//! holds no program.
 //!
 //! Each attack says a small letter when it starts and the capital when it has had its way. On a kernel without
 //! the patch all of them do.
@@ -16,8 +17,10 @@ use std::{
 use cocoon_e2e::{Image, describe, eventually};
 use cocoon_measurements::Manifest;
 
+mod processors;
+
 /// With 512 MiB of RAM below 4 GiB; OVMF keeps a range at 8.5 MiB as "ACPI NVS".
-const MEMORY_MIB: &str = "512";
+const MEMORY_MIB: u32 = 512;
 /// No device of QEMU's is there.
 const PORT: &str = "0x4c0";
 
@@ -74,8 +77,7 @@ const ATTACKS: [Attack; 5] = [
 fn aml_of_the_host_does_not_reach_the_guests_memory() {
     let Some(image) = Image::from_env() else { return };
     let folder = tempfile::TempDir::new().expect("a temporary folder");
-    let table = compile(folder.path(), &table());
-    let boot = Boot::start(&image, folder.path(), &table);
+    let boot = Boot::start(&image, folder.path(), &beside_qemus(folder.path(), &table()));
     boot.wait_for_agent();
 
     let told = fs::read_to_string(&boot.told).expect("what the table told");
@@ -103,10 +105,28 @@ fn qemus_own_tables_reach_for_no_memory() {
     let Some(image) = Image::from_env() else { return };
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let empty = "DefinitionBlock (\"\", \"SSDT\", 2, \"COCOON\", \"NOTHING\", 1) { }";
-    let boot = Boot::start(&image, folder.path(), &compile(folder.path(), empty));
+    let boot = Boot::start(&image, folder.path(), &beside_qemus(folder.path(), empty));
     boot.wait_for_agent();
     let console = boot.console();
     assert!(!console.contains("Refused"), "{console}");
+}
+
+/// On a kernel without the patch the machine stands still: it waits for an answer in the attacker's mailbox, and for
+/// interrupts from a piece of RAM. The reset vector would have the attacker's code run in the kernel's place when a
+/// processor is stopped.
+#[test]
+fn the_hosts_table_of_processors_places_nothing_in_the_guests_memory() {
+    let Some(image) = Image::from_env() else { return };
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let boot = Boot::start(&image, folder.path(), &processors::hostile(folder.path()));
+    boot.wait_for_agent();
+    let console = boot.console();
+    for refusal in [
+        "Refused access to memory of the guest at 0x10001000, 4096 bytes",
+        "Refused a mailbox in the table of processors",
+    ] {
+        assert!(console.contains(refusal), "no {refusal:?} in:\n{console}");
+    }
 }
 
 /// A guest that boots without anybody to talk to; killed when dropped.
@@ -117,16 +137,16 @@ struct Boot {
 }
 
 impl Boot {
-    fn start(image: &Image, folder: &Path, table: &Path) -> Self {
+    /// `tables` are QEMU's arguments that bring the host's.
+    fn start(image: &Image, folder: &Path, tables: &[String]) -> Self {
         let manifest = Manifest::load(&image.manifest).expect("the manifest");
         let artifact = |artifact| Manifest::artifact_path(&image.manifest, artifact);
         let (console, told) = (folder.join("console"), folder.join("told"));
         let with = |text: &str, path: &Path| format!("{text}{}", path.display());
         let root = artifact(&manifest.artifacts.root);
         let qemu = Command::new("qemu-system-x86_64")
-            .args([
-                "-accel", "tcg", "-cpu", "max", "-machine", "q35", "-m", MEMORY_MIB,
-            ])
+            .args(["-accel", "tcg", "-cpu", "max", "-machine", "q35"])
+            .args(["-m", &MEMORY_MIB.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .arg("-bios")
             .arg(artifact(&manifest.artifacts.firmware))
@@ -139,7 +159,7 @@ impl Boot {
                 &with("if=none,id=root,format=raw,readonly=on,file=", &root),
             ])
             .args(["-device", "virtio-blk-pci,drive=root"])
-            .args(["-acpitable", &with("file=", table)])
+            .args(tables)
             .args(["-chardev", &with("file,id=told,path=", &told)])
             .args(["-device", &format!("isa-debugcon,iobase={PORT},chardev=told")])
             .stdin(Stdio::null())
@@ -201,7 +221,8 @@ fn table() -> String {
     )
 }
 
-fn compile(folder: &Path, table: &str) -> PathBuf {
+/// QEMU's arguments for a table of the attacker's beside its own.
+fn beside_qemus(folder: &Path, table: &str) -> [String; 2] {
     let source = folder.join("table.asl");
     fs::write(&source, table).expect("writing the table");
     let output = Command::new("iasl")
@@ -209,5 +230,6 @@ fn compile(folder: &Path, table: &str) -> PathBuf {
         .output()
         .expect("running iasl (Debian: apt-get install acpica-tools)");
     assert!(output.status.success(), "{}", describe(&output));
-    folder.join("table.aml")
+    let table = folder.join("table.aml");
+    ["-acpitable".into(), format!("file={}", table.display())]
 }
