@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use cocoon_evidence::Digest32;
@@ -17,6 +19,7 @@ use crate::{
     command::CommandError,
     erofs::{PathError, WriteError},
     input::Sources,
+    interrupt,
     kernel::KernelError,
     library::LibraryError,
     lock::{Lock, LockError},
@@ -34,6 +37,8 @@ use crate::{
 /// Changes when this program makes another image from the same inputs.
 const METHOD: &str = "cocoon-image-1";
 const SECTORS_PER_BLOCK: u64 = 8;
+/// Waiting in the kernel would not end when this program is told to end.
+const LOCK_POLL: Duration = Duration::from_millis(200);
 
 /// What to build, from where, to where.
 #[derive(Debug)]
@@ -286,15 +291,23 @@ fn current(out: &Path, profile: ImageProfile, input_digest: Digest32) -> Option<
 /// Waits until this is the only build with a cache; released when the file is closed.
 ///
 /// # Errors
-/// The cache cannot be written.
+/// The cache cannot be written, or this program is told to end.
 pub fn lock_cache(cache: &Path, progress: &Progress) -> Result<File, BuildError> {
     let path = cache.join("image.lock");
     let failed = |source| file_error(&path, source);
     fs::create_dir_all(cache).map_err(failed)?;
     let file = File::create(&path).map_err(failed)?;
-    if file.try_lock().is_err() {
-        progress.stage("waiting for another image build with the same cache");
-        file.lock().map_err(failed)?;
+    let mut waiting = false;
+    while let Err(error) = file.try_lock() {
+        if let TryLockError::Error(source) = error {
+            return Err(failed(source));
+        }
+        if !waiting {
+            progress.stage("waiting for another image build with the same cache");
+        }
+        waiting = true;
+        interrupt::check().map_err(failed)?;
+        thread::sleep(LOCK_POLL);
     }
     Ok(file)
 }

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -126,6 +127,35 @@ fn the_programs_it_runs_are_killed_with_all_that_they_started() {
         };
         eventually("the end of a program", gone);
     }
+}
+
+#[test]
+fn waiting_for_another_build_ends_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = fs::File::create(dir.path().join("image.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut unpack = program();
+    unpack.args(["lock", "unpack", "--cache"]).arg(dir.path());
+    let mut unpack = unpack
+        .arg("--source")
+        .arg(source())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(unpack.stderr.take().unwrap()).lines();
+    let first = said.next().unwrap().unwrap();
+    assert!(first.contains("waiting for another image build"), "{first}");
+    kill(
+        Pid::from_raw(i32::try_from(unpack.id()).unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    let mut status = None;
+    eventually("the end", || {
+        status = unpack.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(143));
 }
 
 fn source() -> &'static Path {
