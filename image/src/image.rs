@@ -145,10 +145,7 @@ impl BuildError {
     pub fn is_missing_input(&self) -> bool {
         matches!(
             self,
-            Self::NoLibtorch { .. }
-                | Self::NoFirmware { .. }
-                | Self::Kernel(KernelError::Input(_))
-                | Self::Library(LibraryError::Missing { .. })
+            Self::NoLibtorch { .. } | Self::NoFirmware { .. } | Self::Library(LibraryError::Missing { .. })
         )
     }
 }
