@@ -90,7 +90,8 @@ impl fmt::Display for Compared {
         match difference {
             None => write!(to, "{file}: the same"),
             Some(Difference::Alone) => write!(to, "{file}: DIFFERS, only one image has it"),
-            Some(Difference::Field(field)) => write!(to, "{file}: DIFFERS in {field}"),
+            // Names in a manifest are anybody's: a terminal must not be told what to do.
+            Some(Difference::Field(field)) => write!(to, "{file}: DIFFERS in {}", field.escape_debug()),
             Some(Difference::Bytes { range, inside }) => {
                 write!(
                     to,
@@ -102,12 +103,15 @@ impl fmt::Display for Compared {
                     None => Ok(()),
                     Some(Inside::Metadata) => write!(to, ", first in the file system's metadata"),
                     Some(Inside::HashTree) => write!(to, ", first in the hash tree"),
-                    Some(Inside::File { path, range: None }) => write!(to, ", first {path}: only one has it"),
+                    Some(Inside::File { path, range: None }) => {
+                        write!(to, ", first {}: only one has it", path.escape_debug())
+                    }
                     Some(Inside::File {
                         path,
                         range: Some(range),
                     }) => {
-                        write!(to, ", first {path}, bytes {} to {}", range.start, range.end - 1)
+                        let (path, last) = (path.escape_debug(), range.end - 1);
+                        write!(to, ", first {path}, bytes {} to {last}", range.start)
                     }
                 }
             }

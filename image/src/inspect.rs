@@ -76,13 +76,13 @@ pub enum InspectError {
         source: Box<ManifestError>,
     },
     /// The root's bytes.
-    #[error("the root does not match its root hash")]
+    #[error("the root cannot be read by its root hash")]
     Volume(#[from] VerityError),
     /// What the bytes say.
     #[error("the root holds no file system of cocoon-image's")]
     Form(#[from] FormError),
     /// Bytes behind the end of a file.
-    #[error("the last block of {path} holds something behind the file's end")]
+    #[error("the last block of {path:?} holds something behind the file's end")]
     Hidden {
         /// The file.
         path: String,

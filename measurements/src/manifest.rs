@@ -217,10 +217,12 @@ impl Manifest {
         }
         for (name, artifact) in self.artifacts.named() {
             let file = &artifact.file;
-            if file.is_empty() || file.starts_with('.') || file.contains(['/', '\0']) {
+            // It is printed, too: a terminal must not be told what to do.
+            let plain = file.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+            if file.is_empty() || file.starts_with('.') || !plain {
                 return refuse(
                     name,
-                    format!("file {file:?} has to be a file name in the manifest's folder"),
+                    format!("file {file:?} has to be a plain file name in the manifest's folder"),
                 );
             }
         }

@@ -240,3 +240,26 @@ fn firmware_that_only_the_first_image_has_is_a_difference() {
         "the manifest says it too"
     );
 }
+
+/// Names in a manifest are whoever's who wrote it.
+#[test]
+fn a_manifest_cannot_write_to_the_auditors_terminal() {
+    let change: [fn(&mut Manifest); 2] = [
+        |manifest| manifest.files[1].path = "/\u{1b}[2Jall is well".into(),
+        |manifest| {
+            let name = "\u{1b}[2Jall is well".into();
+            manifest.inputs.insert(name, Digest32::ZERO);
+        },
+    ];
+    for change in change {
+        let (one, other) = (image(&FILES), image(&FILES));
+        let path = one.path().join(MANIFEST);
+        let mut manifest = Manifest::load(&path).unwrap();
+        change(&mut manifest);
+        fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
+        flip(&one, "root.img", 30_000);
+        let lines = lines(&one, &other).join("");
+        assert!(lines.contains("all is well"), "{lines:?}");
+        assert!(!lines.contains(char::is_control), "{lines:?}");
+    }
+}
