@@ -84,6 +84,8 @@ struct Walk<'a, 'b> {
     fetch: &'a mut Fetch<'b>,
     blocks: u64,
     inodes: u64,
+    /// Blocks that no directory was read from: each block is one directory's, so reading ends.
+    unread: u64,
     names: Names,
     /// Node ids that have a name; each has only one.
     named: BTreeSet<u64>,
@@ -120,6 +122,7 @@ impl<'a, 'b> Walk<'a, 'b> {
             fetch,
             blocks,
             inodes,
+            unread: blocks,
             names: Names::default(),
             named: BTreeSet::from([u64::from(ROOT_NID)]),
             open: vec![(u64::from(ROOT_NID), "/".into())],
@@ -171,7 +174,12 @@ impl<'a, 'b> Walk<'a, 'b> {
         if path != "/" {
             self.names.add_directory(path)?;
         }
-        for index in 0..blocks(node.bytes) {
+        let count = blocks(node.bytes);
+        self.unread = self.unread.checked_sub(count).ok_or_else(|| FormError::Node {
+            path: path.to_owned(),
+            problem: "has its entries where another directory has them",
+        })?;
+        for index in 0..count {
             let block = (self.fetch)(node.start_block + index)?;
             let used = (node.bytes - index * BLOCK_BYTES as u64).min(BLOCK_BYTES as u64) as usize;
             let entries = entries(&block[..used]).ok_or_else(|| FormError::Node {

@@ -284,6 +284,25 @@ fn directories_in_a_circle_and_endless_ones_are_refused() {
     }
 }
 
+/// Sixty thousand directories of some gigabytes each, all in the same blocks, would be read for years.
+#[test]
+fn directories_that_share_their_blocks_are_refused() {
+    let mut tree = Tree::default();
+    for path in ["/a", "/b", "/c", "/d"] {
+        tree.add_directory(path).unwrap();
+    }
+    let mut changed = volume(&tree);
+    // Behind superblock, inodes and the entries of / come the blocks of the four.
+    let (first, bytes) = (3_u32, 4 * BLOCK_BYTES as u64);
+    for inode in 1..=4 {
+        let at = BLOCK_BYTES + inode * layout::INODE_BYTES;
+        changed[at + 8..][..8].copy_from_slice(&bytes.to_le_bytes());
+        changed[at + 16..][..4].copy_from_slice(&first.to_le_bytes());
+    }
+    let error = read_bytes(&changed).unwrap_err().to_string();
+    assert!(error.contains("where another directory has them"), "{error}");
+}
+
 #[test]
 fn set_user_id_and_devices_are_refused() {
     let mut tree = Tree::default();
