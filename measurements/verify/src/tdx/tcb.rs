@@ -145,14 +145,9 @@ const PLATFORM_STATUSES: &[TcbStatus] = &[
     TcbStatus::OutOfDateConfigurationNeeded,
     TcbStatus::Revoked,
 ];
-const MODULE_STATUSES: &[TcbStatus] = &[TcbStatus::UpToDate, TcbStatus::OutOfDate, TcbStatus::Revoked];
-const QE_STATUSES: &[TcbStatus] = &[
-    TcbStatus::UpToDate,
-    TcbStatus::OutOfDate,
-    TcbStatus::ConfigurationNeeded,
-    TcbStatus::Revoked,
-    TcbStatus::OutOfDateConfigurationNeeded,
-];
+/// Of TDX modules and quoting enclaves. Any other that stood there would change nothing in
+/// [`TcbStatus::with_component`]; Intel's library counts a quoting enclave with it as OutOfDate, dcap-qvl as UpToDate.
+const COMPONENT_STATUSES: &[TcbStatus] = &[TcbStatus::UpToDate, TcbStatus::OutOfDate, TcbStatus::Revoked];
 
 /// Appraises platform, TDX module (`report`: of a TDX quote) and quoting enclave (`qe`: its level) together.
 pub(crate) fn appraise(
@@ -248,7 +243,7 @@ fn tdx_level(
     let module = enclave_level(
         levels,
         u16::from(tee_tcb_svn[0]),
-        MODULE_STATUSES,
+        COMPONENT_STATUSES,
         "the TDX module",
     )?;
     Ok(platform.with_component(module))
@@ -349,7 +344,7 @@ pub(crate) fn quoting_enclave(
     enclave_level(
         &identity.tcb_levels,
         report.isv_svn(),
-        QE_STATUSES,
+        COMPONENT_STATUSES,
         "the quoting enclave",
     )
     .map(TcbLevel::from)

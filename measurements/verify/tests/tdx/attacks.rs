@@ -1,11 +1,6 @@
 //! A simulated platform whose vendor signs whatever an attack needs: one test for each thing that must be noticed.
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
-    },
-};
+use aws_lc_rs::{rand::SystemRandom, signature::ECDSA_P256_SHA256_ASN1_SIGNING};
 use cocoon_evidence::Digest48;
 use cocoon_protocol::simulated::{FromPlatform, ToPlatform};
 use cocoon_simulator::{InitialRegisters, SimulatedPlatform};
@@ -20,7 +15,10 @@ use x509_parser::{
     prelude::{FromDer as _, X509Certificate},
 };
 
-use crate::inputs::{Case, actual, failed};
+use crate::{
+    inputs::{Case, actual, failed},
+    simulated_vendor,
+};
 
 const NOW_S: u64 = 1_800_000_000;
 const DAY_S: u64 = 24 * 3600;
@@ -53,22 +51,13 @@ impl Vendor {
         Self { state, case }
     }
 
-    fn key(&self, name: &str, algorithm: &'static EcdsaSigningAlgorithm) -> EcdsaKeyPair {
-        let pem = std::fs::read(self.state.path().join(name)).unwrap();
-        let pem = Pem::iter_from_buffer(&pem).next().unwrap().unwrap();
-        EcdsaKeyPair::from_pkcs8(algorithm, &pem.contents).unwrap()
-    }
-
     /// `document` ("tcb_info" or "qe_identity") after `change`, signed again by `key`.
     fn signed_by(&self, key: &str, document: &str, change: impl Fn(&mut Value)) -> Case {
-        let mut value: Value = serde_json::from_str(&self.case.part(document)).unwrap();
-        change(&mut value);
-        let text = value.to_string();
-        let key = self.key(key, &ECDSA_P256_SHA256_FIXED_SIGNING);
-        let signature = key.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
-        self.case
-            .with(document, json!(text))
-            .with(&format!("{document}_signature"), json!(hex::encode(signature)))
+        let signer = (self.state.path(), key);
+        Case {
+            collateral: simulated_vendor::signed_again(signer, &self.case.collateral, document, change),
+            ..self.case.clone()
+        }
     }
 
     fn tcb_info(&self, change: impl Fn(&mut Value)) -> Case {
@@ -98,7 +87,7 @@ impl Vendor {
                 &tlv(0x30, &[&entry]),
             ],
         );
-        let key = self.key(key, &ECDSA_P256_SHA256_ASN1_SIGNING);
+        let key = simulated_vendor::key(self.state.path(), key, &ECDSA_P256_SHA256_ASN1_SIGNING);
         let signature = key.sign(&SystemRandom::new(), &signed).unwrap();
         let list = tlv(0x30, &[&signed, &algorithm, &tlv(3, &[&[0], signature.as_ref()])]);
         json!(hex::encode(list))
@@ -198,6 +187,29 @@ fn the_worst_of_platform_module_and_quoting_enclave_counts() {
     }
     let revoked = vendor.qe_identity(|identity| identity["tcbLevels"][0]["tcbStatus"] = json!("Revoked"));
     assert_refused(&revoked, FailureClass::Tcb, &["tcb.level"]);
+}
+
+/// They would not change the status of the whole: the enclave would count as up to date.
+#[test]
+fn a_quoting_enclave_or_module_with_a_status_of_platforms_is_refused_whatever_a_policy_accepts() {
+    let vendor = Vendor::new();
+    let terms = TdxTerms {
+        tcb_accepted: TcbStatus::ALL.to_vec(),
+        ..TdxTerms::default()
+    };
+    for status in TcbStatus::ALL {
+        let qe = vendor.qe_identity(|identity| identity["tcbLevels"][0]["tcbStatus"] = json!(status));
+        let module = vendor
+            .tcb_info(|info| info["tdxModuleIdentities"][0]["tcbLevels"][0]["tcbStatus"] = json!(status));
+        for case in [qe, module] {
+            let judgement = case.judge_with(&terms);
+            let expected: &[&str] = match status {
+                TcbStatus::UpToDate | TcbStatus::OutOfDate => &[],
+                _ => &["tcb.level"],
+            };
+            assert_eq!(failed(&judgement), expected, "{status}");
+        }
+    }
 }
 
 #[test]

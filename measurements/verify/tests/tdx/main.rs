@@ -9,3 +9,5 @@ mod attacks;
 mod bits;
 mod inputs;
 mod judgements;
+#[path = "../simulated_vendor/mod.rs"]
+mod simulated_vendor;
