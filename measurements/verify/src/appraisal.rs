@@ -78,9 +78,9 @@ impl TrustedGuest {
         self.simulated
     }
 
-    /// From this second on (since 1970) the same appraisal can end otherwise, because the policy has expired, or an
-    /// endorsement of the platform or of a GPU: a certificate, a revocation list, a RIM file's signer, an OCSP
-    /// response. Who remembers a verdict has to forget it by then.
+    /// From this second on (since 1970) the same appraisal can end otherwise, because the policy has expired, a grace
+    /// period that it gives, or an endorsement of the platform or of a GPU: a certificate, a revocation list, a RIM
+    /// file's signer, an OCSP response. Who remembers a verdict has to forget it by then.
     pub fn valid_until_s(&self) -> u64 {
         self.valid_until_s
     }
@@ -245,7 +245,7 @@ fn trusted(
 /// What is known of a platform whose evidence is authentic.
 struct ProvenPlatform {
     id: PlatformId,
-    /// The first second at which an endorsement has expired.
+    /// The first second at which an endorsement, or a grace period for it, has ended.
     endorsed_until_s: u64,
     tcb_evaluation_number: Option<u32>,
 }

@@ -38,7 +38,8 @@ pub(super) fn check(
             ppid: platform.ppid.to_vec(),
         },
         // The last second is inclusive.
-        endorsed_until_s: pck.validity().until_s().saturating_add(1),
+        endorsed_until_s: (pck.validity().until_s().saturating_add(1))
+            .min(tdx.tcb.grace_until_s(verified.tcb(), input.now_s)),
         tcb_evaluation_number: Some(pck.collateral().evaluation_number()),
     })
 }

@@ -194,6 +194,11 @@ impl TcbTerms {
         self.judged().judge_status(tcb, now_s)
     }
 
+    /// From this second on the status is judged otherwise, because a grace period has ended.
+    pub(crate) fn grace_until_s(&self, tcb: &TcbVerdict, now_s: u64) -> u64 {
+        self.judged().grace_until_s(tcb, now_s)
+    }
+
     /// The same rules in the form of the judge of quotes; nothing about the TD.
     pub(crate) fn judged(&self) -> TdxTerms {
         TdxTerms {

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{report::TdField, status::TcbStatus, tcb::TcbVerdict};
+use super::{
+    report::TdField,
+    status::TcbStatus,
+    tcb::{TcbLevel, TcbVerdict},
+};
 
 /// What is accepted. By default: a platform that is up to date, a TD with SEPT_VE_DISABLE and no other attribute, the
 /// usual XFAM bits, and any register values, which are then listed as not judged.
@@ -62,6 +66,17 @@ impl TdxTerms {
             status,
         )
     }
+
+    /// From this second on [`Self::judge_status`] says something else, because a grace period has ended.
+    pub(crate) fn grace_until_s(&self, tcb: &TcbVerdict, now_s: u64) -> u64 {
+        let until_s = |level: &TcbLevel, grace_s: u64| {
+            let graced = level.status.is_out_of_date() && in_grace(level.date_s, grace_s, now_s);
+            graced.then(|| level.date_s.saturating_add(grace_s).saturating_add(1))
+        };
+        let platform = until_s(&tcb.platform, self.platform_grace_s);
+        let qe = until_s(&tcb.qe, self.qe_grace_s);
+        [platform, qe].into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
 }
 
 /// A period of zero is none, whatever the date.
@@ -71,7 +86,7 @@ fn in_grace(date_s: u64, grace_s: u64, now_s: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tcb::TcbLevel, *};
+    use super::*;
 
     const DATE_S: u64 = 1_700_000_000;
 

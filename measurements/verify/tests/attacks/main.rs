@@ -12,6 +12,8 @@ mod nvidia_lab;
 mod quote;
 mod registers;
 mod signed_policy;
+#[path = "../simulated_vendor/mod.rs"]
+mod simulated_vendor;
 mod snp;
 #[path = "../snp_forge/mod.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]

@@ -1,9 +1,14 @@
 //! What is too old, and when a verdict has to be forgotten.
 
+use cocoon_evidence::Endorsements;
 use cocoon_simulator::{COLLATERAL_LIFETIME_S, SIMULATED_TCB_EVALUATION_NUMBER};
 use cocoon_verify::RefusalClass;
+use serde_json::json;
 
-use crate::world::{NOW_S, World, assert_refused, tls_report_data};
+use crate::{
+    simulated_vendor::signed_again,
+    world::{NOW_S, World, assert_refused, tls_report_data},
+};
 
 #[test]
 fn an_expired_policy_accepts_nothing() {
@@ -30,6 +35,33 @@ fn a_remembered_verdict_ends_with_the_first_thing_that_expires() {
     ] {
         world.terms.expires_s = policy_expires_s;
         world.assert_trusted_until(&world.bundle(), &world.endorsements(), NOW_S, until_s);
+    }
+}
+
+#[test]
+fn a_remembered_verdict_ends_with_the_grace_period_of_platform_or_quoting_enclave() {
+    // An hour before NOW_S.
+    const LEVEL_DATE: &str = "2027-01-15T07:00:00Z";
+    let mut world = World::new();
+    let collateral = world.platform.collateral(NOW_S).unwrap();
+    let signer = (world.state.path(), "tcb-signing.key");
+    let outdated = |document| {
+        let collateral = signed_again(signer, &collateral, document, |document| {
+            document["tcbLevels"][0]["tcbStatus"] = json!("OutOfDate");
+            document["tcbLevels"][0]["tcbDate"] = json!(LEVEL_DATE);
+        });
+        Endorsements::of_tdx(collateral).encode()
+    };
+    let (platform, qe) = (outdated("tcb_info"), outdated("qe_identity"));
+    for (endorsements, platform_grace_s, qe_grace_s, until_s) in [
+        (&platform, 3700, 9000, NOW_S + 101),
+        (&qe, 9000, 3800, NOW_S + 201),
+        // The policy itself ends sooner.
+        (&qe, 9000, 9000, NOW_S + 1000),
+    ] {
+        let tcb = &mut world.terms.tdx_mut().unwrap().tcb;
+        (tcb.platform_grace_s, tcb.qe_grace_s) = (platform_grace_s, qe_grace_s);
+        world.assert_trusted_until(&world.bundle(), endorsements, NOW_S, until_s);
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) const MODEL: &[u8] = b"0 16 verity 1 ...";
 
 /// A guest on a simulated platform, and the policy that was written for it.
 pub(crate) struct World {
-    _state: tempfile::TempDir,
+    pub(crate) state: tempfile::TempDir,
     pub(crate) platform: SimulatedPlatform,
     pub(crate) terms: PolicyTerms,
     pub(crate) floors: Floors,
@@ -37,7 +37,7 @@ impl World {
         let platform = SimulatedPlatform::open_or_create(state.path(), NOW_S).unwrap();
         let terms = terms(&platform);
         Self {
-            _state: state,
+            state,
             platform,
             terms,
             floors: Floors::default(),
