@@ -46,7 +46,8 @@ impl Exit {
   20  unreachable: no connection, or no usable answer in time
   30  payment: wallet, deposit, grant or chain
   40  request: verified and paid for, but the request failed or its receipt is wrong
-Nothing of a prompt is sent, and no wallet is opened, when the code is 2 to 20.";
+When the code is 2 to 20, nothing of the prompt was sent and no wallet was opened; of a conversation, nothing of the
+question that it ended at.";
 
     /// What to do about it.
     pub fn advice(self) -> Option<&'static str> {
