@@ -6,11 +6,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_verify::{Floors, Policy};
+use cocoon_verify::{Floors, Policy, TrustedGuest};
 use rustls::ClientConfig;
 
 use crate::{
@@ -24,14 +24,15 @@ use crate::{
 /// Keys that are remembered. A guest has one at a time; over this the oldest is forgotten, which costs a quote.
 pub const PROOFS_MAX: usize = 64;
 
-/// Whoever waits for another's quote waits as long as that may take: two exchanges.
-const TURN_EXCHANGES: u32 = 2;
+/// Whoever waits for another's quote waits as long as that may take: the exchanges for evidence that the certificate
+/// names, for endorsements and for fresh evidence.
+const TURN_EXCHANGES: u32 = 3;
 
 /// A policy, and what was proven under it.
 #[derive(Debug)]
 pub struct Verifier {
     policy: Policy,
-    floors: Floors,
+    floors: Mutex<Floors>,
     deadlines: Deadlines,
     tls: Arc<ClientConfig>,
     proofs: Mutex<Vec<Arc<Proof>>>,
@@ -39,14 +40,14 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// `floors` is what the caller remembers.
+    /// `floors` is what the caller remembers; they rise with what is accepted.
     ///
     /// # Errors
     /// [`ConnectError::Tls`].
     pub fn new(policy: Policy, floors: Floors, deadlines: Deadlines) -> Result<Self, ConnectError> {
         Ok(Self {
             policy,
-            floors,
+            floors: Mutex::new(floors),
             deadlines,
             tls: Arc::new(tls_config()?),
             proofs: Mutex::default(),
@@ -95,10 +96,11 @@ impl Verifier {
             return Ok((dialled, proof));
         }
         let now_s = clock::now_s();
-        let (policy, deadlines) = (&self.policy, &self.deadlines);
-        let (_, proven) = prove(dialled, endpoint, policy, self.floors, now_s, deadlines).await;
+        let (policy, deadlines, floors) = (&self.policy, &self.deadlines, *self.lock_floors());
+        let (_, proven) = prove(dialled, endpoint, policy, floors, now_s, deadlines).await;
         let (dialled, proof) = proven?;
         let proof = Arc::new(proof);
+        self.raise_floors(proof.guest());
         self.remember(Arc::clone(&proof));
         Ok((dialled, proof))
     }
@@ -113,6 +115,17 @@ impl Verifier {
         let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
         let known = proofs.iter().find(|proof| proof.certificate() == certificate);
         known.filter(|proof| proof.is_fresh(now)).cloned()
+    }
+
+    fn lock_floors(&self) -> MutexGuard<'_, Floors> {
+        self.floors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever runs for weeks is not to be shown endorsements again that are older than what it accepted.
+    fn raise_floors(&self, guest: &TrustedGuest) {
+        let mut floors = self.lock_floors();
+        let accepted = guest.tcb_evaluation_number().unwrap_or_default();
+        floors.tcb_evaluation_number = floors.tcb_evaluation_number.max(accepted);
     }
 
     /// The newest stands last.

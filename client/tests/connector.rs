@@ -3,21 +3,30 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod node;
+#[path = "../../measurements/verify/tests/simulated_vendor/mod.rs"]
+mod simulated_vendor;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use cocoon::{ConnectError, Connector, ConnectorError, Deadlines, PROOFS_MAX, Session, Verifier};
-use cocoon_evidence::Digest48;
-use cocoon_simulator::SimulatedPlatform;
-use cocoon_verify::{Expect, Floors, Policy};
+use cocoon_evidence::{Digest48, Endorsements};
+use cocoon_simulator::{SIMULATED_TCB_EVALUATION_NUMBER, SimulatedPlatform};
+use cocoon_verify::{Expect, Floors, Policy, RefusalClass};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode};
 use hyper_util::{
     client::legacy::{Client, Error},
     rt::TokioExecutor,
 };
-use node::{DAY_S, Guest, Identity, Node, Script, now_s};
+use node::{DAY_S, Guest, Identity, Node, Reply, Script, now_s};
+use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
 const QUOTE: &str = "POST /.well-known/cocoon/evidence";
@@ -112,6 +121,42 @@ async fn what_was_refused_is_not_remembered() {
         assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
     }
     assert!(verifier.proofs().is_empty());
+}
+
+/// The host would rather hand on those from before a hole was known, which have not expired yet.
+#[tokio::test]
+async fn older_endorsements_than_a_running_program_accepted_are_refused() {
+    let state = tempfile::tempdir().unwrap();
+    let platform = SimulatedPlatform::open_or_create(state.path(), now_s()).unwrap();
+    let collateral = platform.collateral(now_s()).unwrap();
+    let newer = ["tcb_info", "qe_identity"]
+        .iter()
+        .fold(collateral, |collateral, document| {
+            let signer = (state.path(), "tcb-signing.key");
+            simulated_vendor::signed_again(signer, &collateral, document, |document| {
+                document["tcbEvaluationDataNumber"] = json!(SIMULATED_TCB_EVALUATION_NUMBER + 1);
+            })
+        });
+    let (newer, is_first) = (Endorsements::of_tdx(newer).encode(), AtomicBool::new(true));
+    let endorsements = move |older| match is_first.swap(false, Ordering::Relaxed) {
+        true => newer.clone(),
+        false => older,
+    };
+    let script = Script {
+        endorsements: Reply::Changed(Box::new(endorsements)),
+        ..Script::default()
+    };
+    let guest = Guest::boot(&platform, 1);
+    let verifier = verifier(guest.policy());
+    let node = Node::scripted(guest, script).await;
+    verifier.connect(&node.endpoint).await.unwrap();
+    // Another key, which is proven anew.
+    node.rotate();
+    let error = verifier.connect(&node.endpoint).await.unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::Refused { refusal, .. } if refusal.class == RefusalClass::Tcb),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
