@@ -15,6 +15,7 @@ use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::Floors;
 use ed25519_dalek::SigningKey;
 use node::{Guest, Lie, Node, Reply, Script, Then, now_s};
+use tokio::task::JoinSet;
 
 const PROMPT: &str = "canary: the secret of a patient";
 
@@ -104,9 +105,9 @@ const LIES: [(&str, &str, Then); 17] = [
     ("a header without end", "x-one: ", Then::Flood(&[b'x'; 4096])),
 ];
 
-/// For lies that consist in waiting. Whatever else is late on a busy machine ends with the same error.
+/// For lies that consist in waiting; all wait at once. What is true has to be through by then, on a busy machine, too.
 fn short() -> Deadlines {
-    let limit = Duration::from_secs(1);
+    let limit = Duration::from_secs(5);
     Deadlines {
         exchange: limit,
         first_text: limit,
@@ -151,52 +152,62 @@ fn assert_sent_nothing(node: &Node, what: &str) {
 /// Whoever answers before verification is anybody.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_lie_about_their_length_prove_nothing() {
-    let platform = platform();
+    let (platform, mut told) = (platform(), JoinSet::new());
     for to in [ENDORSEMENTS, EVIDENCE] {
         for what in LIES {
-            let (node, session) = liar(&platform, lie(to, what)).await;
-            let error = session.unwrap_err();
-            let told = format!("{to}, {}: {error:?}", what.0);
-            assert!(matches!(error, ConnectError::Exchange(_)), "{told}");
-            assert_eq!(Exit::from(&error), Exit::Unreachable, "{told}");
-            assert_sent_nothing(&node, &told);
+            let platform = platform.clone();
+            told.spawn(async move {
+                let (node, session) = liar(&platform, lie(to, what)).await;
+                let error = session.unwrap_err();
+                let told = format!("{to}, {}: {error:?}", what.0);
+                assert!(matches!(error, ConnectError::Exchange(_)), "{told}");
+                assert_eq!(Exit::from(&error), Exit::Unreachable, "{told}");
+                assert_sent_nothing(&node, &told);
+            });
         }
     }
+    told.join_all().await;
 }
 
 /// A genuine guest does not do this; if one did, the client must not hang, and must not take the answer for whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_of_a_verified_node_that_lie_about_their_length_are_not_taken_for_whole() {
-    let (platform, owner) = (platform(), SigningKey::from_bytes(&[9; 32]));
+    let (platform, mut told) = (platform(), JoinSet::new());
     for what in LIES {
-        let (node, session) = liar(&platform, lie(GRANT, what)).await;
-        let error = session.unwrap().offer(&node.grant(&owner), &owner).await;
-        assert!(
-            !matches!(error, Ok(_) | Err(ExchangeError::Status { .. })),
-            "{}: {error:?}",
-            what.0
-        );
-
-        let (node, session) = liar(&platform, lie(CHAT, what)).await;
-        let mut session = session.unwrap();
-        let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
-        let prompt = [ChatMessage {
-            role: ChatRole::User,
-            content: PROMPT.into(),
-        }];
-        let options = ChatOptions {
-            output_tokens_max: 16,
-            temperature: 0.0,
-        };
-        let error = session
-            .open(grant)
-            .chat(&prompt, options, |_| ())
-            .await
-            .unwrap_err();
-        let told = format!("{}: {error:?}", what.0);
-        assert!(matches!(error, ChatError::Exchange(_) | ChatError::Cut), "{told}");
-        assert_eq!(Exit::from(&error), Exit::Request, "{told}");
+        told.spawn(a_verified_node_lies(platform.clone(), what));
     }
+    told.join_all().await;
+}
+
+async fn a_verified_node_lies(platform: SimulatedPlatform, what: (&'static str, &'static str, Then)) {
+    let owner = SigningKey::from_bytes(&[9; 32]);
+    let (node, session) = liar(&platform, lie(GRANT, what)).await;
+    let error = session.unwrap().offer(&node.grant(&owner), &owner).await;
+    assert!(
+        !matches!(error, Ok(_) | Err(ExchangeError::Status { .. })),
+        "{}: {error:?}",
+        what.0
+    );
+
+    let (node, session) = liar(&platform, lie(CHAT, what)).await;
+    let mut session = session.unwrap();
+    let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
+    let prompt = [ChatMessage {
+        role: ChatRole::User,
+        content: PROMPT.into(),
+    }];
+    let options = ChatOptions {
+        output_tokens_max: 16,
+        temperature: 0.0,
+    };
+    let error = session
+        .open(grant)
+        .chat(&prompt, options, |_| ())
+        .await
+        .unwrap_err();
+    let told = format!("{}: {error:?}", what.0);
+    assert!(matches!(error, ChatError::Exchange(_) | ChatError::Cut), "{told}");
+    assert_eq!(Exit::from(&error), Exit::Request, "{told}");
 }
 
 /// They would be taken for the answer to the next request.
