@@ -133,9 +133,13 @@ impl Place {
         self.shows(Shown::Grant);
     }
 
+    /// The same again counts for nothing: a place is not kept by repeating what costs nothing.
     fn shows(&self, shown: Shown) {
-        let show = |standing: &mut Standing| standing.shown = shown;
-        self.places.lock().change(self.id, show);
+        let mut book = self.places.lock();
+        let before = book.holders.get(&self.id).map(|holder| holder.standing.shown);
+        if before.is_some_and(|before| before < shown) {
+            book.change(self.id, |standing| standing.shown = shown);
+        }
     }
 
     /// Keeps the place while an answer is under way. `None` if it was given away already.
@@ -233,6 +237,19 @@ mod tests {
         holders[0].0.spoke();
         let _newcomer = enter(&places);
         assert_eq!(gone(&mut holders), [false, true]);
+    }
+
+    #[test]
+    fn binding_the_same_grant_again_and_again_keeps_no_place() {
+        let places = Places::new(2);
+        let mut holders = [enter(&places), enter(&places)];
+        for (place, _) in &holders {
+            place.spoke();
+            place.paid();
+        }
+        holders[0].0.paid();
+        let _newcomer = enter(&places);
+        assert_eq!(gone(&mut holders), [true, false]);
     }
 
     /// A client sends its next request as soon as it has an answer's last byte, before that answer's task has ended.
