@@ -15,8 +15,7 @@ use tokio::{
 
 use crate::attest::{AttestError, Attestor};
 
-/// Requests that wait for the next quote. More than there are connections; a request beyond is told to come
-/// again.
+/// Requests that wait for the next quote, as many as it can answer; one beyond is told to come again.
 const WAITING_MAX: usize = FRESH_REQUESTS_MAX;
 
 /// From a request to its answer. A platform that is slower is of no use to clients, who give up as well.

@@ -40,7 +40,8 @@ pub struct Tdx {
     measurements: PathBuf,
     mailbox: Arc<Mailbox>,
     service: Qgs,
-    /// Which of the two gave the last quote. The other may take long to fail, so it is asked second.
+    /// Which of the two is asked first: the one that gave the last quote, unless it failed or was given up since. The
+    /// other may take long to fail.
     from_service: AtomicBool,
 }
 
@@ -89,6 +90,8 @@ impl Platform for Tdx {
             let before = self.from_service.load(Ordering::Relaxed);
             let mut failures = vec![];
             for from_service in [before, !before] {
+                // Before it is asked: whoever asks may lose patience with it, and has to get to the other next time.
+                self.from_service.store(!from_service, Ordering::Relaxed);
                 match self.ask(from_service, data).await {
                     Ok(quote) => {
                         self.from_service.store(from_service, Ordering::Relaxed);
@@ -155,6 +158,8 @@ fn length(quote: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use nix::errno::Errno;
 
     use super::{
@@ -260,6 +265,19 @@ mod tests {
             assert_eq!(kernel.writes(), writes);
         }
         assert_eq!(service.asked.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_loses_patience_with_one_way_to_a_quote_gets_it_the_other_way_next_time() {
+        let kernel = Kernel::new(PROVIDER, |data| over(quote(4), data)).then(Event::Fails(Errno::ENXIO));
+        let service = FakeQgs::new(|data| over(quote(4), data));
+        let tdx = tdx_of(kernel.mailbox(PROVIDER), &service);
+        assert_eq!(tdx.quote(DATA).await.unwrap(), expected());
+        service.then(|_| Answer::Never);
+        let impatient = tokio::time::timeout(Duration::from_secs(1), tdx.quote(DATA));
+        assert!(impatient.await.is_err(), "the service hangs");
+        assert_eq!(tdx.quote(DATA).await.unwrap(), expected());
+        assert_eq!(service.asked.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test]
