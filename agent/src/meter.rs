@@ -23,7 +23,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use zeroize::ZeroizeOnDrop;
 
 use crate::{
-    host::HostClient,
+    host::{HostClient, HostError},
     records::{Outbox, UNSTORED_RECORDS_MAX},
 };
 
@@ -69,8 +69,11 @@ pub enum MeterError {
     #[error("the host does not store usage records, so nothing more is served until it does")]
     Unstored,
     /// The host gives no credit line.
-    #[error("the host cannot be asked for the credit of this grant")]
-    Host,
+    #[error("the node's host does not say what this grant is worth: {reason}")]
+    Host {
+        /// Its words, or how asking it failed.
+        reason: String,
+    },
     /// `ACCOUNTS_MAX`.
     #[error("this node has no room for another grant")]
     Full,
@@ -243,13 +246,11 @@ impl Meter {
                 other => return other,
             }
         }
-        let signed = self
-            .lock()
-            .accounts
-            .get(&grant)
-            .map(|account| account.grant.clone());
-        let (credit_nano, reason) = self.ask_credit(&signed.ok_or(MeterError::Host)?).await?;
-        if let Some(account) = self.lock().accounts.get_mut(&grant) {
+        let signed = self.lock().account(grant).grant.clone();
+        let (credit_nano, reason) = self.ask_credit(&signed).await?;
+        {
+            let mut book = self.lock();
+            let account = book.account(grant);
             (account.credit_nano, account.asked) = (credit_nano, Instant::now());
         }
         if credit_nano == 0 {
@@ -272,7 +273,7 @@ impl Meter {
         if book.running >= self.launch.limits.requests_max {
             return Err(MeterError::Busy);
         }
-        let account = book.accounts.get_mut(&grant).ok_or(MeterError::Host)?;
+        let account = book.account(grant);
         let (expires_s, now_s) = (account.grant.grant.expires_s, now_s());
         if u64::from(expires_s) <= now_s {
             return Err(GrantError::Expired { expires_s, now_s }.into());
@@ -298,14 +299,23 @@ impl Meter {
 
     async fn ask_credit(&self, grant: &SignedGrant) -> Result<(u64, String), MeterError> {
         let question = ToHost::Credit { grant: grant.clone() };
-        match self.host.call(&question, CREDIT_DEADLINE).await {
-            Ok(FromHost::Credit { nano, reason }) => Ok((nano.min(grant.grant.cap_nano), reason)),
-            _ => Err(MeterError::Host),
-        }
+        let reason = match self.host.call(&question, CREDIT_DEADLINE).await {
+            Ok(FromHost::Credit { nano, reason }) => return Ok((nano.min(grant.grant.cap_nano), reason)),
+            Ok(_) => HostError::Unexpected.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Err(MeterError::Host { reason })
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    /// Of a grant that was bound.
+    fn account(&mut self, grant: Digest32) -> &mut Account {
+        self.accounts.get_mut(&grant).expect("accounts are never removed")
     }
 }
 
@@ -323,10 +333,7 @@ impl Reservation {
         let mut book = meter.lock();
         book.records += 1;
         let number = book.records;
-        let account = book
-            .accounts
-            .get_mut(&self.grant)
-            .expect("accounts are never removed");
+        let account = book.account(self.grant);
         account.served.input += tokens.input;
         account.served.output += tokens.output;
         let served = account.served;
@@ -368,10 +375,9 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut book = self.meter.lock();
         book.running -= 1;
-        if let Some(account) = book.accounts.get_mut(&self.grant) {
-            account.reserved.input -= self.worst.input;
-            account.reserved.output -= self.worst.output;
-        }
+        let account = book.account(self.grant);
+        account.reserved.input -= self.worst.input;
+        account.reserved.output -= self.worst.output;
     }
 }
 

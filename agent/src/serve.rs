@@ -398,7 +398,7 @@ fn meter_error(error: &MeterError) -> ApiError {
         MeterError::Credit { .. } => ApiError::new(402, "credit_exceeded", message),
         MeterError::Busy => ApiError::new(429, "too_many_requests", message).retry_after(1),
         MeterError::Unstored => ApiError::new(503, "records_not_stored", message).retry_after(10),
-        MeterError::Host => ApiError::new(503, "host_unavailable", message).retry_after(5),
+        MeterError::Host { .. } => ApiError::new(503, "host_unavailable", message).retry_after(5),
         MeterError::Full => ApiError::new(503, "too_many_grants", message),
     }
 }

@@ -188,6 +188,7 @@ impl<C: Chain> Services<C> {
         }
     }
 
+    /// No credit is an answer about the grant, for which a client may lock another one. Trouble with the chain is none.
     async fn credit(&self, signed: &SignedGrant) -> FromHost {
         let none = |reason: String| FromHost::Credit { nano: 0, reason };
         if let Err(reason) = self.check_expiry(signed.grant.expires_s) {
@@ -219,9 +220,13 @@ impl<C: Chain> Services<C> {
             Ok(Err(error)) => {
                 let reason = format!("{:#}", anyhow::Error::from(error));
                 tracing::warn!(reason, "a grant could not be looked up");
-                none(format!("the provider could not ask the chain: {reason}"))
+                FromHost::Failed {
+                    reason: format!("the chain could not be asked: {reason}"),
+                }
             }
-            Err(_) => none("the chain did not answer the provider in time; try again".into()),
+            Err(_) => FromHost::Failed {
+                reason: "the chain did not answer in time".into(),
+            },
         }
     }
 
@@ -443,7 +448,6 @@ mod tests {
         let cases = [
             (Ok(Some(locked())), u32::MAX, 500, ""),
             (Ok(None), u32::MAX, 0, "no such grant on chain"),
-            (Err(()), u32::MAX, 0, "timed out"),
             (Ok(Some(other_payee)), u32::MAX, 0, "another payout address"),
             (Ok(Some(locked())), 1_000, 0, "expires"),
         ];
@@ -460,6 +464,18 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn trouble_with_the_chain_is_not_called_a_lack_of_credit() {
+        let mut fixture = start(FixedChain(Err(()))).await;
+        let request = ToHost::Credit {
+            grant: signed_grant(u32::MAX),
+        };
+        match ask(&mut fixture.guest, request).await {
+            FromHost::Failed { reason } => assert!(reason.contains("timed out"), "{reason}"),
+            other => panic!("{other:?}"),
         }
     }
 
