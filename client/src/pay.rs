@@ -26,7 +26,7 @@ const GRANT_REST_S: u64 = 15 * 60;
 /// How many grants that are locked already are shown to the guest before a new one is locked.
 const GRANTS_TRIED_MAX: usize = 4;
 
-/// A new grant is on chain before it is offered, but the node may look at another, slower liteserver.
+/// A new grant is on chain before it is offered, but the node may look at another, slower liteserver, or be busy.
 const OFFERS_MAX: u32 = 5;
 const OFFER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -244,21 +244,24 @@ impl Purse {
         let (state, balance_nano) = self.state().await?;
         let open = state
             .as_ref()
-            .map(|state| self.reusable(state, session, need_nano, now_s));
-        for grant in open.unwrap_or_default() {
-            let signed = grant.sign(self.wallet.key());
-            // A grant that the guest does not take is no failure yet: a new one may do.
-            if let Some(bound) = self.offer(session, &signed, need_nano).await? {
-                return Ok((signed, bound));
-            }
+            .map_or(vec![], |state| self.open_grants(state, session, now_s));
+        let mut at_stake = AtStake::default();
+        if let Some(bound) = self.offer_open(session, open, need_nano, &mut at_stake).await? {
+            return Ok(bound);
         }
+        // What is open with this guest counts, though it does not serve on it now: or a host that has its guest refuse
+        // would have one grant after the other locked.
+        let cap_nano = cap_nano.saturating_sub(at_stake.nano);
         // The contract takes no grant that could never be settled.
         let least_nano = need_nano.max(settle_minimum_nano());
         if cap_nano < least_nano {
-            return Err(PayError::CapTooLow {
-                need_nano: least_nano,
-                cap_nano,
-            });
+            return Err(at_stake.refusal.map_or(
+                PayError::CapTooLow {
+                    need_nano: least_nano,
+                    cap_nano,
+                },
+                PayError::Offer,
+            ));
         }
         let reserved_nano = state.map_or(0, |state| state.reserved_nano);
         self.fund(balance_nano.saturating_sub(reserved_nano), cap_nano)
@@ -286,6 +289,37 @@ impl Purse {
         }
     }
 
+    /// The first of these grants on which the guest serves so much; else what is at stake in them.
+    async fn offer_open(
+        &self,
+        session: &mut Session,
+        open: Vec<(Grant, u64)>,
+        need_nano: u64,
+        at_stake: &mut AtStake,
+    ) -> Result<Option<(SignedGrant, BoundGrant)>, PayError> {
+        for (tried, (grant, left_nano)) in open.into_iter().enumerate() {
+            let mut stays_nano = left_nano;
+            if tried < GRANTS_TRIED_MAX && left_nano >= need_nano {
+                let signed = grant.sign(self.wallet.key());
+                match session.offer(&signed, self.wallet.key()).await {
+                    Ok(bound) if bound.standing().left_nano() >= need_nano => {
+                        return Ok(Some((signed, bound)));
+                    }
+                    // What the guest says that it served is spent, settled or not.
+                    Ok(bound) => {
+                        let unserved_nano =
+                            signed.grant.cap_nano.saturating_sub(bound.standing().served_nano);
+                        stays_nano = left_nano.min(unserved_nano);
+                    }
+                    Err(error @ ExchangeError::Status { .. }) => at_stake.refusal = Some(error),
+                    Err(error) => return Err(PayError::Offer(error)),
+                }
+            }
+            at_stake.nano = at_stake.nano.saturating_add(stays_nano);
+        }
+        Ok(None)
+    }
+
     async fn offer_new(
         &self,
         session: &mut Session,
@@ -301,7 +335,12 @@ impl Purse {
                     left_nano: bound.standing().left_nano(),
                     need_nano,
                 },
-                Err(error @ ExchangeError::Status { status: 402, .. }) => PayError::Offer(error),
+                Err(
+                    error @ ExchangeError::Status {
+                        status: 402 | 429 | 503,
+                        ..
+                    },
+                ) => PayError::Offer(error),
                 Err(error) => return Err(PayError::Offer(error)),
             };
             if offers == OFFERS_MAX {
@@ -345,12 +384,11 @@ impl Purse {
         }
     }
 
-    /// Locked grants for this very guest with enough left, the fullest first.
-    fn reusable(&self, state: &DepositState, session: &Session, need_nano: u64, now_s: u64) -> Vec<Grant> {
+    /// Locked grants for this very guest and what is left of each, the fullest first.
+    fn open_grants(&self, state: &DepositState, session: &Session, now_s: u64) -> Vec<(Grant, u64)> {
         let mut found: Vec<_> = state
             .grants
             .iter()
-            .filter(|(_, grant)| left_nano(grant) >= need_nano)
             .filter(|(_, grant)| u64::from(grant.expires_s) > now_s.saturating_add(GRANT_REST_S))
             .filter_map(|(id, grant)| {
                 let rebuilt = Grant {
@@ -359,16 +397,20 @@ impl Purse {
                     ..self.new_grant(session, 0, 0)
                 };
                 // The id covers every field: a grant for another guest, or at other prices, has another one.
-                is_same(id, &rebuilt).then_some((left_nano(grant), rebuilt))
+                is_same(id, &rebuilt).then_some((rebuilt, left_nano(grant)))
             })
             .collect();
-        found.sort_by_key(|(left, _)| std::cmp::Reverse(*left));
+        found.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
         found
-            .into_iter()
-            .take(GRANTS_TRIED_MAX)
-            .map(|(_, grant)| grant)
-            .collect()
     }
+}
+
+/// What a guest could still draw from grants that are open.
+#[derive(Default)]
+struct AtStake {
+    nano: u64,
+    /// Why it does not take one of them.
+    refusal: Option<ExchangeError>,
 }
 
 fn is_same(id: &Digest32, grant: &Grant) -> bool {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use node::{ANSWER, ChatScript, Guest, Node};
+use node::{ANSWER, ChatScript, Guest, Node, Script};
 use proxied::{PROMPT, TON, World, chat, text};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -309,6 +309,28 @@ async fn no_more_is_locked_than_allowed() {
         error["error"]["message"].as_str().unwrap().contains("--max-ton"),
         "{error}"
     );
+    assert_got_no_prompt(&node);
+}
+
+/// A host can have its guest refuse: by saying that there is no credit, for example. Each grant costs gas and stays open
+/// for a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_refuses_its_grant_is_not_given_another_one() {
+    let world = World::new().await;
+    let script = Script {
+        refuses_grants: true,
+        ..Script::default()
+    };
+    let node = Node::scripted(Guest::boot(&world.platform, 1), script).await;
+    let proxy = world.proxy_with(&[&node], TON, false).await;
+    for _ in 0..3 {
+        let refused = proxy.chat(true).await;
+        assert_eq!(refused.status(), StatusCode::BAD_GATEWAY);
+        let error = text(refused).await;
+        assert!(error.contains("refused by script"), "{error}");
+    }
+    let deposit = world.deposit().await;
+    assert_eq!((deposit.grants.len(), deposit.reserved_nano), (1, TON));
     assert_got_no_prompt(&node);
 }
 

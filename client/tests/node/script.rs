@@ -23,7 +23,6 @@ pub(crate) enum Reply {
     #[default]
     Honest,
     /// These bytes.
-    /// These bytes.
     Bytes(Vec<u8>),
     /// As an agent does, with the bytes changed.
     Changed(Box<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>),
@@ -93,6 +92,8 @@ pub(crate) struct Script {
     /// Answers for fresh evidence otherwise.
     pub(crate) fresh: Option<Fresh>,
     pub(crate) chat: ChatScript,
+    /// Takes no grant.
+    pub(crate) refuses_grants: bool,
     /// Never answers the handshake.
     pub(crate) stall_handshake: bool,
     pub(crate) lie: Option<Lie>,

@@ -111,6 +111,9 @@ impl Session {
         if !proof.is_genuine(&self.proof_exporter, &grant) {
             return status(StatusCode::FORBIDDEN, "the proof is for another session");
         }
+        if self.state.script.refuses_grants {
+            return status(StatusCode::FORBIDDEN, "refused by script");
+        }
         let served = *self.state.served.lock().unwrap();
         let standing = json!({
             "credit_nano": grant.grant.cap_nano,

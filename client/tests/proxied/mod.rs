@@ -7,7 +7,8 @@ use std::{convert::Infallible, net::SocketAddr};
 
 use bytes::Bytes;
 use cocoon::{Deadlines, Fleet, Proxy, Purse, Wallet};
-use cocoon_settlement::{GlobalConfig, LocalChain, LocalChainHandle};
+use cocoon_protocol::NetworkId;
+use cocoon_settlement::{DepositState, GlobalConfig, LocalChain, LocalChainHandle};
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::Floors;
 use http_body_util::{BodyExt as _, Full};
@@ -62,6 +63,14 @@ impl World {
             ..Script::default()
         };
         Node::scripted(Guest::boot(&self.platform, 1), script).await
+    }
+
+    /// The deposit, as it is on the chain.
+    pub(crate) async fn deposit(&self) -> DepositState {
+        let wallet = Wallet::load(&self.dir.path().join("wallet")).unwrap();
+        let config = GlobalConfig::load(self.dir.path().join("ton.json")).unwrap();
+        let purse = Purse::open(wallet, &config, NetworkId::LOCAL).await.unwrap();
+        purse.state().await.unwrap().0.expect("a grant was locked")
     }
 
     pub(crate) async fn proxy(&self, nodes: &[&Node]) -> Served {
