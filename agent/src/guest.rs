@@ -10,7 +10,7 @@ use std::{
 
 use cocoon_protocol::host::Stage;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep},
 };
 use tracing::{info, warn};
@@ -24,6 +24,7 @@ use crate::{
     gpu::{GpuError, Watched},
     host::HostClient,
     meter::{self, Meter},
+    prompts::Prompts,
     records::Outbox,
     serve::{self, Deadlines, Service},
     transport::{Dial, Listen},
@@ -88,7 +89,7 @@ pub async fn run(
         engine: engine.clone(),
         deadlines,
         draining: AtomicBool::new(false),
-        prompt_bytes: Arc::new(Semaphore::new(serve::PROMPT_BYTES_MAX)),
+        prompts: Prompts::new(serve::PROMPT_BYTES_MAX),
         created_s: meter::now_s(),
     });
     // Records have a connection of their own: while the host's disk is slow, credit can still be asked for.

@@ -27,6 +27,7 @@ pub mod openai;
 mod places;
 pub mod platform;
 pub mod process;
+mod prompts;
 pub mod records;
 pub mod resident;
 pub mod serve;

@@ -34,7 +34,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -49,6 +49,7 @@ use crate::{
     meter::{self, Meter, MeterError},
     openai::{self, Answer, ApiError, Chat},
     places::{Place, Places},
+    prompts::{Memory, Prompts},
     shape,
     transport::{BoxStream, Listen},
 };
@@ -61,7 +62,7 @@ pub const CONNECTIONS_MAX: usize = 1280;
 const REFUSALS_MAX: usize = 32;
 /// From a refused connection's beginning to its end.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
-/// All prompts that are in memory. A connection's prompt is counted from its head until its answer is recorded.
+/// All prompts that are in memory; the module `prompts` says which are given up when there are more.
 pub const PROMPT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Of a request line and its headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -126,8 +127,8 @@ pub struct Service {
     pub deadlines: Deadlines,
     /// Set before the guest powers off: no further request is taken.
     pub draining: AtomicBool,
-    /// [`PROMPT_BYTES_MAX`] permits.
-    pub prompt_bytes: Arc<Semaphore>,
+    /// [`PROMPT_BYTES_MAX`].
+    pub(crate) prompts: Arc<Prompts>,
     /// When the model was loaded, seconds since 1970.
     pub created_s: u64,
 }
@@ -319,8 +320,7 @@ impl Session {
             let message = "no grant is bound to this connection; send one to /v1/cocoon/grant first";
             ApiError::new(402, "no_grant", message)
         })?;
-        let memory = self.memory_for(&request)?;
-        let body = self.read_body(request, CHAT_BYTES_MAX).await?;
+        let (body, memory) = self.read_prompt(request).await?;
         if service.draining.load(Ordering::Relaxed) {
             return Err(ApiError::new(503, "shutting_down", "this node is shutting down"));
         }
@@ -355,16 +355,18 @@ impl Session {
         }
     }
 
-    /// Sets memory aside for a prompt, as much as it says that it has.
-    fn memory_for(&self, request: &Request<Incoming>) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Reads a prompt into memory that is set aside for it, as much as it says that it has.
+    async fn read_prompt(&self, request: Request<Incoming>) -> Result<(Bytes, Memory), ApiError> {
         let announced = request.body().size_hint().upper().unwrap_or(u64::MAX);
         // One that is longer is refused when it is read.
-        let bytes = announced.min(CHAT_BYTES_MAX as u64) as u32;
-        let memory = Arc::clone(&self.service.prompt_bytes).try_acquire_many_owned(bytes);
-        memory.map_err(|_| {
-            let message = "the prompts that are being answered take all the memory for prompts, try again";
-            ApiError::new(503, "prompts_full", message).retry_after(1)
-        })
+        let bytes = announced.min(CHAT_BYTES_MAX as u64) as usize;
+        let (arriving, given_up) = self.service.prompts.begin(bytes).ok_or_else(prompts_full)?;
+        let body = tokio::select! {
+            body = self.read_body(request, CHAT_BYTES_MAX) => body?,
+            () = given_up => return Err(prompts_full()),
+        };
+        let memory = arriving.arrived(body.len()).ok_or_else(prompts_full)?;
+        Ok((body, memory))
     }
 
     fn export(&self, label: &[u8], context: Option<&[u8]>) -> Result<[u8; 32], ApiError> {
@@ -401,6 +403,11 @@ fn meter_error(error: &MeterError) -> ApiError {
         MeterError::Host { .. } => ApiError::new(503, "host_unavailable", message).retry_after(5),
         MeterError::Full => ApiError::new(503, "too_many_grants", message),
     }
+}
+
+fn prompts_full() -> ApiError {
+    let message = "other prompts take all the memory for prompts, try again";
+    ApiError::new(503, "prompts_full", message).retry_after(1)
 }
 
 fn node_full() -> ApiError {

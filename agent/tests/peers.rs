@@ -180,34 +180,65 @@ async fn when_every_place_serves_an_answer_the_next_is_told_to_come_again() {
 #[tokio::test]
 async fn prompts_beyond_the_memory_for_them_are_told_to_come_again() {
     let world = World::start_with(64, Deadlines::default()).await;
-    let (mut client, grant) = world.paying_client().await;
-    // Announced, and never sent.
-    let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n",
-        1 << 20
-    );
-    let mut sending = vec![];
-    for _ in 0..PROMPT_BYTES_MAX >> 20 {
-        let mut paying = paying_raw(&world, &grant).await;
-        paying.write_all(head.as_bytes()).await.unwrap();
-        paying.flush().await.unwrap();
-        sending.push(paying);
-    }
-    let busy = async {
-        while client.chat("count 1", json!({})).await.0 != StatusCode::SERVICE_UNAVAILABLE {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let (_, grant) = world.paying_client().await;
+    // With the rest of the body as much as a prompt may have.
+    let long = "x".repeat((1 << 20) - 1024);
+    let ask = |line| {
+        let messages = [("system", long.as_str()), ("user", line)]
+            .map(|(role, content)| json!({"role": role, "content": content}));
+        chat_body("", &json!({"messages": messages, "stream": true}))
     };
-    let busy = tokio::time::timeout(Duration::from_secs(60), busy).await;
-    busy.expect("all memory for prompts is set aside");
-    drop(sending);
+    let mut answers = vec![];
+    for _ in 0..PROMPT_BYTES_MAX >> 20 {
+        let mut client = world.client().await;
+        assert_eq!(client.bind(&grant, &owner()).await.0, StatusCode::OK);
+        let answer = client.open("POST", "/v1/chat/completions", ask("hang")).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answers.push((answer, client));
+    }
+    let next = async || {
+        let mut client = world.client().await;
+        assert_eq!(client.bind(&grant, &owner()).await.0, StatusCode::OK);
+        client
+            .open("POST", "/v1/chat/completions", ask("count 1"))
+            .await
+            .status()
+    };
+    assert_eq!(next().await, StatusCode::SERVICE_UNAVAILABLE);
+    drop(answers.remove(0));
     let free = async {
-        while client.chat("count 1", json!({})).await.0 != StatusCode::OK {
+        while next().await != StatusCode::OK {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let free = tokio::time::timeout(Duration::from_secs(60), free).await;
     free.expect("it is given back");
+}
+
+/// One grant and 32 of them were enough to have everybody else's prompts refused.
+#[tokio::test]
+async fn prompts_that_are_announced_and_never_sent_shut_nobody_out() {
+    let world = World::start_with(64, Deadlines::default()).await;
+    let (mut client, grant) = world.paying_client().await;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+        1 << 20
+    );
+    let mut announced = vec![];
+    for _ in 0..PROMPT_BYTES_MAX >> 20 {
+        let mut paying = paying_raw(&world, &grant).await;
+        paying.write_all(head.as_bytes()).await.unwrap();
+        let mut answered = vec![];
+        while !answered.ends_with(b"HTTP/1.1 100 Continue\r\n\r\n") {
+            answered.push(paying.read_u8().await.unwrap());
+        }
+        // Its memory is set aside.
+        announced.push(paying);
+    }
+    let (status, _) = client.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+    let given_up = to_the_end(announced.remove(0)).await;
+    assert!(given_up.starts_with("HTTP/1.1 503"), "{given_up}");
 }
 
 /// The host answers one question at a time: with one for each connection, a slow one holds up who comes back.
