@@ -9,6 +9,7 @@ use tracing::warn;
 use crate::{
     console::EXPORT,
     engine::Engine,
+    process::{Children, ENGINE},
     transport::{BoxStream, Listen},
 };
 
@@ -16,20 +17,25 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Carries out what comes, until the guest ends.
-pub async fn inject_faults(mut listener: impl Listen, engine: Engine) {
+pub async fn inject_faults(mut listener: impl Listen, engine: Engine, children: Children) {
     loop {
         match listener.accept().await {
             Ok(stream) => {
-                let _ = timeout(COMMAND_DEADLINE, inject(stream, &engine)).await;
+                let _ = timeout(COMMAND_DEADLINE, inject(stream, &engine, &children)).await;
             }
             Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn inject(mut stream: BoxStream, engine: &Engine) {
-    if let Ok(InjectFault::KillEngine) = read_frame_async(&mut stream).await {
-        warn!(target: EXPORT, "killing the engine, as the host asked");
-        engine.kill_child();
+async fn inject(mut stream: BoxStream, engine: &Engine, children: &Children) {
+    let Ok(fault) = read_frame_async(&mut stream).await else {
+        return;
+    };
+    warn!(target: EXPORT, "{fault:?}, as the host asked");
+    match fault {
+        InjectFault::KillEngine => engine.kill_child(),
+        InjectFault::CrashEngine => children.abort(ENGINE),
+        InjectFault::CrashAgent => std::process::abort(),
     }
 }

@@ -129,6 +129,7 @@ async fn serve(
     tokio::spawn(cocoon_agent::danger::inject_faults(
         listen(cocoon_protocol::simulated::FAULT_PORT)?,
         guest.engine.clone(),
+        children,
     ));
     #[cfg(feature = "simulated")]
     tokio::spawn(cocoon_agent::firmware_log::tell(listen(

@@ -16,8 +16,12 @@ pub const FAULT_PORT: u32 = 7003;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InjectFault {
-    /// SIGKILL for the engine, as if it had crashed.
+    /// SIGKILL for the engine.
     KillEngine,
+    /// An end of the engine for which a core is dumped where dumps are made.
+    CrashEngine,
+    /// The same of the agent, and so of the guest.
+    CrashAgent,
 }
 
 /// The guest of a `dev` image with a TPM sends one [`FirmwareMeasurements`] here to whoever connects.

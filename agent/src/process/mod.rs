@@ -39,6 +39,9 @@ use landlock::Ruleset;
 // Children find their socket at one place.
 const _: () = assert!(ENGINE_SOCKET_FD == GPU_SOCKET_FD);
 
+/// The engine, among [`Children`].
+pub(crate) const ENGINE: &str = "the engine";
+
 /// Open files that libtorch, the model and the tokenizer need, with room.
 const OPEN_FILES_MAX: u64 = 256;
 
@@ -75,6 +78,15 @@ impl Children {
         let pid = command.spawn()?.id() as i32;
         alive.insert(pid, name);
         Ok(pid)
+    }
+
+    /// Has every child of this name crash.
+    #[cfg(feature = "simulated")]
+    pub(crate) fn abort(&self, name: &str) {
+        let alive = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (pid, _) in alive.iter().filter(|(_, known)| **known == name) {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGABRT);
+        }
     }
 
     fn kill(&self, pid: i32) {
@@ -129,7 +141,7 @@ impl Spawn for EngineCommand {
             calls: seccomp::filter(),
         };
         confine::before_exec(&mut command, limits);
-        let pid = self.children.start(&mut command, "the engine")?;
+        let pid = self.children.start(&mut command, ENGINE)?;
         info!(target: EXPORT, "the engine runs with {} threads", self.threads);
         Ok(EngineProcess {
             socket: tokio::net::UnixStream::from_std(ours)?,

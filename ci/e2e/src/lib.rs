@@ -272,8 +272,13 @@ impl Node {
 
     /// Kills the engine inside the guest, as a crash would; only `dev` images take this.
     pub fn kill_engine(&self) {
+        self.inject(InjectFault::KillEngine);
+    }
+
+    /// Breaks something in the guest, which only one of a `dev` image lets happen.
+    pub fn inject(&self, fault: InjectFault) {
         let mut stream = self.dial_guest(FAULT_PORT);
-        cocoon_protocol::write_frame(&mut stream, &InjectFault::KillEngine).expect("sending the fault");
+        cocoon_protocol::write_frame(&mut stream, &fault).expect("sending the fault");
         // The guest closes once it is done.
         let _ = stream.read(&mut [0]);
     }

@@ -1,9 +1,15 @@
-//! What a host learns by watching a guest at work: from its disks nothing, and from all that it prints, logs and
-//! stores no word of prompt or answer.
+//! What a host learns by watching a guest at work, or crash: from its disks nothing, and from all that it prints, logs
+//! and stores no word of prompt or answer.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::Read as _,
+    path::Path,
+    process::{Child, Stdio},
+};
 
 use cocoon_e2e::{Image, Node, describe, eventually};
+use cocoon_protocol::simulated::InjectFault;
 
 const PROMPT: &str = "What is Cocoon? Canary-7f3a91 wants to know.";
 const PROMPT_CANARY: &str = "7f3a91";
@@ -31,18 +37,72 @@ fn a_serving_guest_reads_no_disk_and_writes_nothing_of_prompt_or_answer() {
 
     eventually("the records are stored", || node.records().len() == 2);
     assert!(node.down().status.success());
-    let answer_canary = text.trim().chars().take(24).collect::<String>();
-    assert!(answer_canary.len() > 10, "no canary: {text:?}");
-    let mut searched = vec![];
-    for canary in [PROMPT_CANARY, &answer_canary] {
-        search(&node.path(""), canary.as_bytes(), &mut searched);
-    }
+    let searched = search_for(&node, &text);
     for file in ["console.log", "journal"] {
         assert!(
             searched.iter().any(|name| name.contains(file)),
             "{file} was not searched: {searched:?}"
         );
     }
+}
+
+/// Both crash while they hold a conversation: neither leaves a dump, and what agent and kernel say of it holds no
+/// content.
+#[test]
+fn a_crash_of_engine_and_agent_shows_the_host_no_word_of_prompt_or_answer() {
+    let Some(image) = Image::from_env() else { return };
+    let node = Node::configure(&image);
+    node.up_and_serving();
+    let answer = node.chat(PROMPT);
+    assert!(answer.status.success(), "{}", describe(&answer));
+    let text = String::from_utf8(answer.stdout).expect("an answer is text");
+
+    let mut answering = begin_answer(&node);
+    node.inject(InjectFault::CrashEngine);
+    assert!(!answering.wait().expect("cocoon ends").success());
+    eventually("the engine is back", || node.chat(PROMPT).status.success());
+
+    let mut answering = begin_answer(&node);
+    node.inject(InjectFault::CrashAgent);
+    assert!(!answering.wait().expect("cocoon ends").success());
+    let console = || fs::read_to_string(node.path("state/console.log")).expect("the console's log");
+    eventually("the kernel has ended the guest", || {
+        console().contains("Kernel panic")
+    });
+    let said = console();
+    assert!(said.contains("the engine was ended by SIGABRT"), "{said}");
+    let searched = search_for(&node, &text);
+    for file in ["console.log", "journal"] {
+        assert!(
+            searched.iter().any(|name| name.contains(file)),
+            "{file} was not searched: {searched:?}"
+        );
+    }
+    assert!(
+        !searched.iter().any(|name| name.contains("/core")),
+        "{searched:?}"
+    );
+}
+
+/// A client in the middle of an answer, which is hot enough not to end by itself before the guest is broken.
+fn begin_answer(node: &Node) -> Child {
+    let mut command = node.chat_command("policy.toml", PROMPT);
+    command.args(["--temperature", "2", "--max-tokens", "96"]);
+    let mut client = command.stdout(Stdio::piped()).spawn().expect("cocoon runs");
+    let answer = client.stdout.as_mut().expect("a pipe");
+    answer.read_exact(&mut [0; 1]).expect("the answer begins");
+    client
+}
+
+/// Searches everything that the host has for the prompt's canary and the beginning of the answer; returns where.
+fn search_for(node: &Node, answer: &str) -> Vec<String> {
+    let canary = answer.trim().chars().take(24).collect::<String>();
+    assert!(canary.len() > 10, "no canary: {answer:?}");
+    let mut searched = vec![];
+    for canary in [PROMPT_CANARY, &canary] {
+        search(&node.path(""), canary.as_bytes(), &mut searched);
+    }
+    searched
 }
 
 /// Fails if a file below holds the canary.
