@@ -26,7 +26,13 @@ pub(crate) enum LockCommand {
     /// missing.
     Check(InputArguments),
     /// Fetch what is missing into the cache; afterwards a build needs no network.
-    Fetch(InputArguments),
+    Fetch {
+        /// Only this input, and print where it lies.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+        #[command(flatten)]
+        inputs: InputArguments,
+    },
     /// Unpack the builder root into the cache, if it is not there, and print its folder.
     Unpack(InputArguments),
     /// Decide anew which packages the builder root consists of, from the suite's signed index, and write them
@@ -54,7 +60,11 @@ pub(crate) enum LockCommand {
 pub(crate) fn lock(command: LockCommand) -> anyhow::Result<()> {
     match command {
         LockCommand::Check(inputs) => check(&inputs),
-        LockCommand::Fetch(inputs) => fetch(&inputs),
+        LockCommand::Fetch { only: None, inputs } => fetch(&inputs),
+        LockCommand::Fetch {
+            only: Some(name),
+            inputs,
+        } => fetch_one(&name, &inputs),
         LockCommand::Unpack(inputs) => unpack(&inputs),
         LockCommand::Update {
             mirror,
@@ -100,6 +110,14 @@ fn fetch(arguments: &InputArguments) -> anyhow::Result<()> {
         bytes += input.bytes;
     }
     println!("{files} inputs with {} MB are at hand", bytes / 1_000_000);
+    Ok(())
+}
+
+fn fetch_one(name: &str, arguments: &InputArguments) -> anyhow::Result<()> {
+    let lock = Lock::load(&arguments.source()?)?;
+    let input = lock.inputs().find(|input| input.name == name);
+    let input = input.with_context(|| format!("image.lock names no input {name}"))?;
+    println!("{}", arguments.sources(&lock)?.find(input)?.display());
     Ok(())
 }
 
