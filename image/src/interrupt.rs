@@ -3,7 +3,9 @@
 //!
 //! A signal only sets a mark. Running programs, and everything they have started, are killed as process groups;
 //! [`crate::command::run`] then returns an error, which leads out of the build as any other does. Long work of this
-//! program itself asks [`check`]. A second signal ends the program at once.
+//! program itself asks [`check`]. A second signal ends the program at once. Where this program is killed, the programs
+//! that it runs are killed by the kernel; what they have started ends with them only in the builder root, whose processes
+//! are a world of their own.
 
 use std::{
     collections::BTreeSet,
@@ -96,6 +98,7 @@ fn start(command: &mut Command) -> io::Result<Child> {
     if state.signal.is_some() {
         return Err(io::Error::other("stopped by a signal"));
     }
+    death_signal::kill_with_parent(command);
     let child = command.process_group(0).spawn()?;
     state.groups.insert(group(&child));
     Ok(child)
@@ -107,4 +110,31 @@ fn group(child: &Child) -> Pid {
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[allow(unsafe_code, reason = "work between fork and exec")]
+mod death_signal {
+    use std::{io, os::unix::process::CommandExt as _, process::Command};
+
+    use nix::{
+        sys::{prctl, signal::Signal},
+        unistd::{getpid, getppid},
+    };
+
+    /// The signal comes when the thread that starts the program ends (prctl(2)); it waits for the program's end.
+    pub(super) fn kill_with_parent(command: &mut Command) {
+        let parent = getpid();
+        let prepare = move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // Killed before the line above: then nobody would send the signal.
+            if getppid() == parent {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        };
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed (signal-safety(7)). The closure makes
+        // two system calls, prctl and getppid, and neither allocates nor locks.
+        unsafe { command.pre_exec(prepare) };
+    }
 }

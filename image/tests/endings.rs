@@ -99,12 +99,20 @@ fn endless_cargo(folder: &Path) {
 #[test]
 fn the_programs_it_runs_are_killed_with_all_that_they_started() {
     let dir = tempfile::tempdir().unwrap();
+    let sbom = bill_by_endless_cargo(&dir);
+    let output = tell_to_end(sbom, Signal::SIGTERM);
+    assert_eq!(output.status.code(), Some(143), "{output:?}");
+    noted(&dir).into_iter().for_each(ends);
+}
+
+/// `cocoon-image sbom`, waiting for a cargo that never ends.
+fn bill_by_endless_cargo(dir: &TempDir) -> Child {
     let notes = dir.path().join("notes");
     endless_cargo(dir.path());
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
     let mut sbom = program();
     sbom.arg("sbom")
-        .arg(image_of_this_source(&dir))
+        .arg(image_of_this_source(dir))
         .arg("--source")
         .arg(source());
     let sbom = sbom
@@ -114,19 +122,37 @@ fn the_programs_it_runs_are_killed_with_all_that_they_started() {
         .spawn()
         .unwrap();
     eventually("cargo", || notes.exists());
-    let output = tell_to_end(sbom, Signal::SIGTERM);
-    assert_eq!(output.status.code(), Some(143), "{output:?}");
-    let noted = fs::read_to_string(&notes).unwrap();
+    sbom
+}
+
+/// The process ids of the endless cargo and of its child.
+fn noted(dir: &TempDir) -> Vec<i32> {
+    let noted = fs::read_to_string(dir.path().join("notes")).unwrap();
     let pids: Vec<i32> = noted.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
+    pids
+}
+
+fn ends(pid: i32) {
     // Whoever adopts a killed process may take its time to notice.
-    for pid in pids {
-        let gone = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Err(_) => true,
-            Ok(stat) => stat.contains(") Z "),
-        };
-        eventually("the end of a program", gone);
-    }
+    let gone = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(_) => true,
+        Ok(stat) => stat.contains(") Z "),
+    };
+    eventually("the end of a program", gone);
+}
+
+/// Nothing of this program runs after SIGKILL: the kernel ends the program that it waited for.
+#[test]
+fn the_program_it_runs_ends_with_it_when_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let sbom = bill_by_endless_cargo(&dir);
+    let output = tell_to_end(sbom, Signal::SIGKILL);
+    assert_eq!(output.status.code(), None, "{output:?}");
+    let pids = noted(&dir);
+    ends(pids[0]);
+    // What that has started is in nobody's hands outside of the builder root.
+    kill(Pid::from_raw(pids[1]), Signal::SIGKILL).unwrap();
 }
 
 #[test]
