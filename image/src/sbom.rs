@@ -258,7 +258,7 @@ impl Parts {
             let torch = lock.sources.iter().find(|input| input.name == TORCH);
             let component = match (entry.source.as_str(), torch, &entry.package) {
                 (LIBTORCH, Some(wheel), _) => locked(Kind::Library, wheel),
-                (_, _, Some(package)) => self::package(package, lock),
+                (_, _, Some(package)) => self::package(package),
                 (source, ..) => Component::new(Kind::Library, format!("source:{source}"), source),
             };
             let reference = self.add(component);
@@ -326,21 +326,17 @@ fn locked(kind: Kind, input: &LockedInput) -> Component {
         .with("cocoon:file", input.file.as_str())
 }
 
-/// A Debian package with files in the root, with its hash if it is one of the builder root's: those of the machine that
-/// made a dev image are not locked.
-fn package(package: &DebianPackage, lock: &Lock) -> Component {
+/// A Debian package with files in the root. One of the builder root's has its hash from there; those of the machine that
+/// made a dev image are not locked, and nobody knows which file they were installed from.
+fn package(package: &DebianPackage) -> Component {
     let DebianPackage { name, version } = package;
-    let packages = &mut lock.builder.packages.iter();
-    match packages.find(|input| (&input.name, &input.version) == (name, version)) {
-        Some(input) => locked(Kind::Library, input),
-        None => Component::package(
-            Kind::Library,
-            "deb/debian",
-            name,
-            version,
-            "?arch=amd64&distro=debian",
-        ),
-    }
+    Component::package(
+        Kind::Library,
+        "deb/debian",
+        name,
+        version,
+        "?arch=amd64&distro=debian",
+    )
 }
 
 fn component(id: &CrateId, checksums: &BTreeMap<CrateId, Digest32>) -> Component {
