@@ -98,30 +98,32 @@ fn begin_answer(node: &Node) -> Child {
 fn search_for(node: &Node, answer: &str) -> Vec<String> {
     let canary = answer.trim().chars().take(24).collect::<String>();
     assert!(canary.len() > 10, "no canary: {answer:?}");
-    let mut searched = vec![];
     for canary in [PROMPT_CANARY, &canary] {
-        search(&node.path(""), canary.as_bytes(), &mut searched);
+        let found = files(&node.path(""), canary.as_bytes());
+        assert!(found.is_empty(), "{canary:?} stands in {found:?}");
     }
-    searched
+    let printed = files(&node.path(""), b"the engine runs with");
+    assert!(
+        printed.iter().any(|name| name.contains("console.log")),
+        "the search is blind"
+    );
+    files(&node.path(""), b"")
 }
 
-/// Fails if a file below holds the canary.
-fn search(folder: &Path, canary: &[u8], searched: &mut Vec<String>) {
+/// The files below that hold these bytes.
+fn files(folder: &Path, wanted: &[u8]) -> Vec<String> {
+    let mut found = vec![];
     for entry in fs::read_dir(folder).expect("the node's folder").flatten() {
         let path = entry.path();
         let kind = entry.file_type().expect("a kind of file");
         if kind.is_dir() {
-            search(&path, canary, searched);
+            found.extend(files(&path, wanted));
         } else if kind.is_file() {
             let bytes = fs::read(&path).expect("the node's files can be read");
-            let found = bytes.windows(canary.len()).any(|window| window == canary);
-            assert!(
-                !found,
-                "{} holds {:?}",
-                path.display(),
-                String::from_utf8_lossy(canary)
-            );
-            searched.push(path.display().to_string());
+            if wanted.is_empty() || bytes.windows(wanted.len()).any(|window| window == wanted) {
+                found.push(path.display().to_string());
+            }
         }
     }
+    found
 }
