@@ -7,32 +7,26 @@
     reason = "helpers of tests may fail like tests"
 )]
 
+#[path = "guest/boots.rs"]
+mod boots;
 #[path = "guest/gpus.rs"]
 mod gpus;
+#[path = "guest/grants.rs"]
+mod grants;
 mod world;
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
-use cocoon_agent::{boot::BootError, serve::Deadlines};
+use cocoon_agent::serve::Deadlines;
 use cocoon_evidence::{
     CertifiedEvidence, Digest32, EventKind, FreshBinding, Platform, Role, RuntimeEvent, TlsBinding,
 };
-use cocoon_protocol::{ContentKey, LaunchDocument, SessionProof, SignedReceipt, TokenCounts, host::Stage};
-use ed25519_dalek::SigningKey;
+use cocoon_protocol::{ContentKey, SignedReceipt, TokenCounts};
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::advance,
-};
-use world::{
-    Fake, Host, INPUT_TOKENS, NONCE, NoGpus, OtherDisk, Script, StuckDisk, World, boot_from, boot_with,
-    chat_body, events, launch_document, owner, wait_for,
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use world::{INPUT_TOKENS, NONCE, World, chat_body, events, wait_for};
 
 fn parse(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
@@ -146,97 +140,6 @@ async fn a_quote_that_takes_long_holds_up_no_answer() {
 }
 
 #[tokio::test]
-async fn a_malformed_launch_document_is_extended_and_then_refused() {
-    let host = Arc::new(Host {
-        document: b"{not json".to_vec(),
-        ..Host::default()
-    });
-    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_with(&host, &platform, &script, Arc::new(NoGpus))
-        .await
-        .err()
-        .unwrap();
-    assert!(matches!(refused, BootError::Document(_)), "{refused}");
-    let event = RuntimeEvent {
-        kind: EventKind::LaunchDocument,
-        payload: host.document.clone(),
-    };
-    assert_eq!(*platform.extended.lock().unwrap(), [event.digest()]);
-}
-
-#[tokio::test]
-async fn an_oversized_launch_document_is_refused_unmeasured() {
-    let host = Arc::new(Host {
-        document: vec![b' '; 9 * 1024],
-        ..Host::default()
-    });
-    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_with(&host, &platform, &script, Arc::new(NoGpus))
-        .await
-        .err()
-        .unwrap();
-    assert!(matches!(refused, BootError::TooLarge { .. }), "{refused}");
-    assert!(platform.extended.lock().unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn a_disk_that_holds_another_model_is_in_the_register_and_ends_the_boot() {
-    let host = Arc::new(Host {
-        document: launch_document(4),
-        ..Host::default()
-    });
-    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_from(Arc::new(OtherDisk), &host, &platform, &script, Arc::new(NoGpus)).await;
-    assert!(matches!(refused.err().unwrap(), BootError::Volume(_)));
-    let launch = LaunchDocument::parse(&host.document).unwrap();
-    let payloads = [
-        (EventKind::LaunchDocument, host.document.clone()),
-        (
-            EventKind::Model,
-            launch.model.verity.table("/dev/vdb").into_bytes(),
-        ),
-    ];
-    let events = payloads.map(|(kind, payload)| RuntimeEvent { kind, payload }.digest());
-    assert_eq!(*platform.extended.lock().unwrap(), events);
-}
-
-/// Ten minutes from when they are first read, however long the engine takes beside them.
-#[tokio::test(start_paused = true)]
-async fn disks_that_do_not_answer_end_the_boot_in_time() {
-    let host = Arc::new(Host {
-        document: launch_document(4),
-        ..Host::default()
-    });
-    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    script.loads_slowly.store(true, Ordering::SeqCst);
-    let (answer, disk) = std::sync::mpsc::channel();
-    let disk = Arc::new(StuckDisk(disk.into()));
-    let boot = {
-        let (host, platform, script) = (host.clone(), platform.clone(), script.clone());
-        tokio::spawn(async move { boot_from(disk, &host, &platform, &script, Arc::new(NoGpus)).await })
-    };
-    settle(|| platform.extended.lock().unwrap().len() == 4).await;
-    advance(Duration::from_secs(200)).await;
-    script.go.notify_one();
-    settle(|| host.stages.lock().unwrap().contains(&Stage::Engine)).await;
-    advance(Duration::from_secs(401)).await;
-    settle(|| boot.is_finished()).await;
-    drop(answer);
-    assert!(matches!(boot.await.unwrap().err().unwrap(), BootError::Disks));
-}
-
-/// Lets every task run until this is so; no time passes.
-async fn settle(mut so: impl FnMut() -> bool) {
-    for _ in 0..1_000_000 {
-        if so() {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-    panic!("it never came true");
-}
-
-#[tokio::test]
 async fn a_stream_ends_with_a_receipt_that_opens_and_a_record_that_matches() {
     let world = World::start().await;
     let (mut client, grant) = world.paying_client().await;
@@ -309,141 +212,6 @@ async fn a_stream_comes_in_cells_of_fixed_sizes_whether_there_is_text_or_not() {
 
     let (_, whole) = client.chat("count 2", json!({})).await;
     assert_eq!(whole.len(), 4096, "an answer in one piece");
-}
-
-#[tokio::test]
-async fn without_a_grant_there_is_no_answer() {
-    let world = World::start().await;
-    let (status, body) = world.client().await.chat("count 1", json!({})).await;
-    assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
-    assert_eq!(parse(&body)["error"]["code"], "no_grant");
-}
-
-#[tokio::test]
-async fn a_grant_copied_from_the_chain_is_refused() {
-    let world = World::start().await;
-    let mut client = world.client().await;
-    let grant = world.grant(&mut client, &owner(), 1_000).await;
-    let thief = SigningKey::from_bytes(&[66; 32]);
-    let (status, body) = client.bind(&grant, &thief).await;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (StatusCode::FORBIDDEN, &json!("session_proof_refused"))
-    );
-
-    let other = world.client().await;
-    let proof = SessionProof::sign(&owner(), &other.session, &grant.grant);
-    let replayed = json!({"grant": grant, "proof": proof}).to_string();
-    let (status, _) = client.send("POST", "/v1/cocoon/grant", replayed.into()).await;
-    assert_eq!(status, StatusCode::FORBIDDEN);
-}
-
-#[tokio::test]
-async fn a_grant_for_another_agent_or_without_credit_is_refused() {
-    let world = World::start().await;
-    let mut client = world.client().await;
-    let mut foreign = world.grant(&mut client, &owner(), 1_000).await.grant;
-    foreign.agent_key = [1; 32];
-    let (status, body) = client.bind(&foreign.sign(&owner()), &owner()).await;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (StatusCode::FORBIDDEN, &json!("grant_refused"))
-    );
-
-    world.host.credit_nano.store(0, Ordering::SeqCst);
-    let unlocked = world.grant(&mut client, &owner(), 1_000).await;
-    let (status, body) = client.bind(&unlocked, &owner()).await;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (StatusCode::PAYMENT_REQUIRED, &json!("no_credit"))
-    );
-}
-
-#[tokio::test]
-async fn a_worst_case_over_the_cap_is_refused_whatever_the_host_reports() {
-    let world = World::start().await;
-    let mut client = world.client().await;
-    // Worst case here: (279 + 64) tokens, 279 + 128 nanoTON.
-    let grant = world.grant(&mut client, &owner(), 400).await;
-    let (status, balance) = client.bind(&grant, &owner()).await;
-    assert_eq!((status, &balance["credit_nano"]), (StatusCode::OK, &json!(400)));
-    let (status, body) = client.chat("count 3", json!({})).await;
-    assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
-    assert_eq!(parse(&body)["error"]["code"], "credit_exceeded");
-    let (status, _) = client.chat("count 3", json!({"max_tokens": 4})).await;
-    assert_eq!(status, StatusCode::OK);
-}
-
-/// The host gives no credit on a grant that expires before it can settle: a client that binds one early and
-/// spends it at the last moment would be served for nothing.
-#[tokio::test]
-async fn credit_that_the_host_takes_back_is_not_served_upon() {
-    let deadlines = Deadlines {
-        credit: Duration::ZERO,
-        ..Deadlines::default()
-    };
-    let world = World::start_with(4, deadlines).await;
-    let (mut client, _) = world.paying_client().await;
-    let (status, _) = client.chat("count 1", json!({})).await;
-    assert_eq!(status, StatusCode::OK);
-    world.host.credit_nano.store(0, Ordering::SeqCst);
-    let (status, body) = client.chat("count 1", json!({})).await;
-    assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
-    assert_eq!(parse(&body)["error"]["code"], "no_credit");
-}
-
-#[tokio::test]
-async fn made_up_grants_do_not_hold_up_those_who_pay() {
-    let world = World::start().await;
-    let (mut paying, grant) = world.paying_client().await;
-    world.host.credit_stalls.store(true, Ordering::SeqCst);
-    let mut asked = vec![];
-    for number in 0..9 {
-        let stranger = SigningKey::from_bytes(&[100 + number; 32]);
-        let mut client = world.client().await;
-        let made_up = world.grant(&mut client, &stranger, 1_000).await;
-        asked.push(tokio::spawn(
-            async move { client.bind(&made_up, &stranger).await },
-        ));
-    }
-    let refused = wait_for_one(&mut asked).await;
-    assert_eq!(
-        (refused.0, &refused.1["error"]["code"]),
-        (StatusCode::TOO_MANY_REQUESTS, &json!("too_many_requests"))
-    );
-    world.host.credit_stalls.store(false, Ordering::SeqCst);
-    let (status, _) = paying.bind(&grant, &owner()).await;
-    assert_eq!(status, StatusCode::OK);
-}
-
-async fn wait_for_one<T>(tasks: &mut Vec<tokio::task::JoinHandle<T>>) -> T {
-    wait_for(|| tasks.iter().any(tokio::task::JoinHandle::is_finished)).await;
-    let at = tasks.iter().position(tokio::task::JoinHandle::is_finished);
-    tasks.swap_remove(at.unwrap()).await.unwrap()
-}
-
-#[tokio::test]
-async fn two_connections_share_one_account_and_counts_only_grow() {
-    let world = World::start().await;
-    let ((mut one, _), (mut two, _)) = (world.paying_client().await, world.paying_client().await);
-    for _ in 0..2 {
-        let (a, b) = tokio::join!(one.chat("count 2", json!({})), two.chat("count 3", json!({})));
-        assert_eq!((a.0, b.0), (StatusCode::OK, StatusCode::OK));
-    }
-    let records = world.records(4).await;
-    let mut sum = TokenCounts::default();
-    for (position, record) in records.iter().enumerate() {
-        assert_eq!(record.number, position as u64 + 1);
-        sum = sum.checked_add(record.tokens).unwrap();
-        assert_eq!(record.voucher.voucher.served, sum);
-    }
-    assert_eq!(
-        sum,
-        TokenCounts {
-            input: 4 * INPUT_TOKENS,
-            output: 10
-        }
-    );
 }
 
 #[tokio::test]
