@@ -144,10 +144,10 @@ pub(crate) async fn prove(
             record.named_evidence = Some(named.into());
         }
         record.endorsements = Some(fetch_endorsements(&mut connection, deadlines).await?.into());
-        let certified = record.judge_certificate(policy, floors)?;
+        let certified = record.judge_certificate(leaf, policy, floors)?;
         let evidence = fetch_evidence(&mut connection, &challenge.nonce, deadlines).await?;
         record.evidence = Some(evidence.into());
-        let proof = record.judge_fresh(certified, policy, floors, made)?;
+        let proof = record.judge_fresh(certified, policy, made)?;
         Ok((connection.fall_silent().await?, proof))
     }
     .await;

@@ -13,7 +13,7 @@ use cocoon_evidence::{
     FRESH_BYTES_MAX, FreshBinding, FreshEvidence, NONCE_BYTES, Register, TlsBinding,
 };
 use cocoon_protocol::LaunchDocument;
-use cocoon_verify::{Floors, PlatformId, Policy, Refusal, Report, TrustedGuest, appraise};
+use cocoon_verify::{Appraiser, Floors, PlatformId, Policy, Refusal, Report, TrustedGuest};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConnectError, Leaf, Proof, proof::Moment, transport::Challenge};
@@ -142,8 +142,10 @@ pub enum RecordError {
 }
 
 /// What the certificate alone proved.
-pub(crate) struct Certified {
+pub(crate) struct Certified<'a> {
     leaf: Leaf,
+    /// Knows what it verified of the endorsements.
+    appraiser: Appraiser<'a>,
     guest: TrustedGuest,
     verification: Verification,
 }
@@ -180,18 +182,20 @@ impl Record {
     /// # Errors
     /// As [`crate::connect`]; a record that breaks off is refused where it does.
     pub fn judge(&self, policy: &Policy, floors: Floors) -> Result<Proof, ConnectError> {
-        let certified = self.judge_certificate(policy, floors)?;
-        self.judge_fresh(certified, policy, floors, Moment::at(self.session.judged_s))
-    }
-
-    /// The evidence in the certificate.
-    pub(crate) fn judge_certificate(
-        &self,
-        policy: &Policy,
-        floors: Floors,
-    ) -> Result<Certified, ConnectError> {
         let now_s = self.session.judged_s;
         let leaf = Leaf::parse(&self.certificate, i64::try_from(now_s).unwrap_or(i64::MAX))?;
+        let certified = self.judge_certificate(leaf, policy, floors)?;
+        self.judge_fresh(certified, policy, Moment::at(now_s))
+    }
+
+    /// The evidence in the certificate, which is `leaf`.
+    pub(crate) fn judge_certificate<'a>(
+        &self,
+        leaf: Leaf,
+        policy: &'a Policy,
+        floors: Floors,
+    ) -> Result<Certified<'a>, ConnectError> {
+        let now_s = self.session.judged_s;
         let bundle = leaf.bundle(self.named_evidence.as_deref())?;
         let bundle = bundle.ok_or(ConnectError::Incomplete)?;
         let events = &bundle.events;
@@ -207,7 +211,8 @@ impl Record {
         };
         let endorsements = self.endorsements.as_deref().ok_or(ConnectError::Incomplete)?;
         let data = binding.report_data();
-        let appraisal = appraise(policy, floors, &bundle, endorsements, &data, now_s);
+        let mut appraiser = Appraiser::new(policy, floors, endorsements, now_s);
+        let appraisal = appraiser.appraise(&bundle, &data);
         let mut verification = Verification {
             certificate: appraisal.report.clone(),
             fresh: None,
@@ -218,6 +223,7 @@ impl Record {
                 verification.facts.platform = Some(platform_text(guest.platform()));
                 Ok(Certified {
                     leaf,
+                    appraiser,
                     guest,
                     verification,
                 })
@@ -229,19 +235,17 @@ impl Record {
     /// The evidence under this client's nonce. `made`: before it was asked for.
     pub(crate) fn judge_fresh(
         &self,
-        certified: Certified,
+        certified: Certified<'_>,
         policy: &Policy,
-        floors: Floors,
         made: Moment,
     ) -> Result<Proof, ConnectError> {
         let Certified {
             leaf,
+            mut appraiser,
             guest: certified,
             mut verification,
         } = certified;
-        let (Some(endorsements), Some(evidence)) = (&self.endorsements, &self.evidence) else {
-            return Err(ConnectError::Incomplete);
-        };
+        let evidence = self.evidence.as_ref().ok_or(ConnectError::Incomplete)?;
         let fresh = FreshEvidence::decode(evidence).map_err(ConnectError::Evidence)?;
         let binding = FreshBinding {
             nonce: &self.session.nonce,
@@ -251,8 +255,7 @@ impl Record {
             log: fresh.bundle.events.replay(),
         };
         let data = fresh.report_data(&binding.leaf());
-        let now_s = self.session.judged_s;
-        let appraisal = appraise(policy, floors, &fresh.bundle, endorsements, &data, now_s);
+        let appraisal = appraiser.appraise(&fresh.bundle, &data);
         verification.fresh = Some(appraisal.report.clone());
         let guest = match appraisal.into_trusted() {
             Ok(guest) => guest,

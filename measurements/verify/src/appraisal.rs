@@ -11,7 +11,9 @@ mod tdx;
 
 use std::borrow::Cow;
 
-use cocoon_evidence::{Endorsements, EventKind, EventLog, EvidenceBundle, Platform, ReportData};
+use cocoon_evidence::{
+    Endorsements, EndorsementsError, EventKind, EventLog, EvidenceBundle, Platform, ReportData,
+};
 
 use crate::{
     date::date_text,
@@ -92,7 +94,7 @@ impl TrustedGuest {
     }
 }
 
-/// What [`appraise`] found.
+/// What an [`Appraiser`] found.
 #[derive(Debug, Clone)]
 pub struct Appraisal {
     /// Every check, made or skipped.
@@ -108,39 +110,6 @@ impl Appraisal {
     pub fn into_trusted(self) -> Result<TrustedGuest, Refusal> {
         self.outcome
     }
-}
-
-/// Judges `bundle` against `policy`, which must not be older than the caller's `floors`.
-///
-/// `endorsements` are [`Endorsements`], encoded, from whoever carries them. `report_data` is what the platform's
-/// evidence must bind on this connection: [`cocoon_evidence::TlsBinding`] or [`cocoon_evidence::FreshBinding`] over
-/// [`Policy::role`] and the bundle's own log. `now_s` is the caller's clock, seconds since 1970.
-pub fn appraise(
-    policy: &Policy,
-    floors: Floors,
-    bundle: &EvidenceBundle,
-    endorsements: &[u8],
-    report_data: &ReportData,
-    now_s: u64,
-) -> Appraisal {
-    danger::appraise_with_roots(
-        policy,
-        floors,
-        bundle,
-        endorsements,
-        report_data,
-        now_s,
-        &VendorRoots::default(),
-    )
-}
-
-/// What is judged, and by what.
-struct Input<'a> {
-    policy: &'a Policy,
-    floors: Floors,
-    bundle: &'a EvidenceBundle,
-    report_data: &'a ReportData,
-    now_s: u64,
 }
 
 /// Roots that no policy names.
@@ -162,62 +131,113 @@ impl Default for VendorRoots {
     }
 }
 
-/// What makes a guest trusted that no vendor vouches for.
-pub mod danger {
-    use super::{Appraisal, EvidenceBundle, Floors, Input, Policy, ReportData, VendorRoots, judge};
+/// What is judged, and by what.
+struct Input<'a> {
+    policy: &'a Policy,
+    floors: Floors,
+    bundle: &'a EvidenceBundle,
+    report_data: &'a ReportData,
+    now_s: u64,
+}
 
-    /// [`super::appraise`] with other roots than the vendors', for tests with a vendor of their own.
-    pub fn appraise_with_roots(
-        policy: &Policy,
-        floors: Floors,
-        bundle: &EvidenceBundle,
-        endorsements: &[u8],
-        report_data: &ReportData,
-        now_s: u64,
-        roots: &VendorRoots,
-    ) -> Appraisal {
+/// Judges evidence by one policy and one set of endorsements, as of one second.
+///
+/// A client judges two bundles of each guest that it meets: the certificate's and a fresh one. What the vendors say is
+/// the same for both, so what was verified of it (the collateral's signatures, the PCK that it vouches for, GPUs whose
+/// evidence is the same byte for byte) is verified once. Nothing here outlives policy, endorsements and second: another
+/// one of these is another appraiser, and no verdict depends on what was judged before.
+#[derive(Debug)]
+pub struct Appraiser<'a> {
+    policy: &'a Policy,
+    floors: Floors,
+    now_s: u64,
+    roots: VendorRoots,
+    endorsements_bytes: usize,
+    endorsements: Result<Endorsements, EndorsementsError>,
+    /// Where the policy is for TDX.
+    tdx: Option<tdx::Endorsed<'a>>,
+    gpus: gpu::Judged,
+}
+
+impl<'a> Appraiser<'a> {
+    /// `policy` must not be older than the caller's `floors`. `endorsements` are [`Endorsements`], encoded, from whoever
+    /// carries them. `now_s` is the caller's clock, seconds since 1970.
+    pub fn new(policy: &'a Policy, floors: Floors, endorsements: &[u8], now_s: u64) -> Self {
+        danger::appraiser_with_roots(policy, floors, endorsements, now_s, VendorRoots::default())
+    }
+
+    /// Judges `bundle`. `report_data` is what the platform's evidence must bind on this connection:
+    /// [`cocoon_evidence::TlsBinding`] or [`cocoon_evidence::FreshBinding`] over [`Policy::role`] and the bundle's own
+    /// log.
+    pub fn appraise(&mut self, bundle: &EvidenceBundle, report_data: &ReportData) -> Appraisal {
+        let policy = self.policy;
         let input = Input {
             policy,
-            floors,
+            floors: self.floors,
             bundle,
             report_data,
-            now_s,
+            now_s: self.now_s,
         };
-        judge(&input, endorsements, roots)
+        let mut rows = Rows::new(policy.is_simulated());
+        check_policy_number(&mut rows, policy, input.floors);
+        check_policy_expiry(&mut rows, policy, input.now_s);
+        check_endorsements(&mut rows, self.endorsements_bytes, &self.endorsements);
+        let none = Endorsements::default();
+        let endorsements = self.endorsements.as_ref().unwrap_or(&none);
+        let platform = match (&policy.terms().hardware, &bundle.platform) {
+            (HardwareTerms::Tdx(terms), Platform::Tdx { quote }) => {
+                let endorsed = self.tdx.as_mut().expect("a policy for TDX has a root");
+                tdx::check(&mut rows, terms, quote, &input, endorsed)
+            }
+            (HardwareTerms::Snp(terms), Platform::Snp { report }) => {
+                snp::check(&mut rows, terms, report, &input, (endorsements, &self.roots.snp))
+            }
+            _ => {
+                refuse_platform(&mut rows, policy, &bundle.platform);
+                None
+            }
+        };
+        events::check(&mut rows, policy, bundle);
+        let vendor = (endorsements, &self.roots.nvidia);
+        let gpu_until_s = gpu::check(&mut rows, &input, vendor, &mut self.gpus);
+
+        let report = rows.into_report(policy);
+        let outcome = match report.refusal() {
+            Some(refusal) => Err(refusal),
+            None => trusted(policy, bundle, platform, gpu_until_s).ok_or_else(|| Refusal {
+                class: RefusalClass::Signature,
+                checks: vec![],
+            }),
+        };
+        Appraisal { report, outcome }
     }
 }
 
-fn judge(input: &Input<'_>, endorsements: &[u8], roots: &VendorRoots) -> Appraisal {
-    let Input { policy, bundle, .. } = *input;
-    let mut rows = Rows::new(policy.is_simulated());
-    check_policy_number(&mut rows, policy, input.floors);
-    check_policy_expiry(&mut rows, policy, input.now_s);
-    let endorsements = check_endorsements(&mut rows, endorsements);
-    let platform = match (&policy.terms().hardware, &bundle.platform) {
-        (HardwareTerms::Tdx(terms), Platform::Tdx { quote }) => {
-            let root = policy.root().expect("a policy for TDX has a root");
-            tdx::check(&mut rows, (terms, root), quote, input, &endorsements)
-        }
-        (HardwareTerms::Snp(terms), Platform::Snp { report }) => {
-            snp::check(&mut rows, terms, report, input, (&endorsements, &roots.snp))
-        }
-        _ => {
-            refuse_platform(&mut rows, policy, &bundle.platform);
-            None
-        }
-    };
-    events::check(&mut rows, policy, bundle);
-    let gpu_until_s = gpu::check(&mut rows, input, (&endorsements, &roots.nvidia));
+/// What makes a guest trusted that no vendor vouches for.
+pub mod danger {
+    use super::{Appraiser, Endorsements, Floors, Policy, VendorRoots, gpu, tdx};
 
-    let report = rows.into_report(policy);
-    let outcome = match report.refusal() {
-        Some(refusal) => Err(refusal),
-        None => trusted(policy, bundle, platform, gpu_until_s).ok_or_else(|| Refusal {
-            class: RefusalClass::Signature,
-            checks: vec![],
-        }),
-    };
-    Appraisal { report, outcome }
+    /// [`Appraiser::new`] with other roots than the vendors', for tests with a vendor of their own.
+    pub fn appraiser_with_roots<'a>(
+        policy: &'a Policy,
+        floors: Floors,
+        endorsements: &[u8],
+        now_s: u64,
+        roots: VendorRoots,
+    ) -> Appraiser<'a> {
+        let decoded = Endorsements::decode(endorsements);
+        let collateral = decoded.as_ref().map_or(&[][..], |decoded| &decoded.tdx);
+        Appraiser {
+            policy,
+            floors,
+            now_s,
+            roots,
+            endorsements_bytes: endorsements.len(),
+            tdx: policy.root().map(|root| tdx::Endorsed::new(root, collateral)),
+            endorsements: decoded,
+            gpus: gpu::Judged::default(),
+        }
+    }
 }
 
 /// The report is the proof; what is missing here would have failed a row.
@@ -341,20 +361,18 @@ fn check_policy_expiry(rows: &mut Rows, policy: &Policy, now_s: u64) {
 }
 
 /// Without endorsements everything that needs them fails after this row.
-fn check_endorsements(rows: &mut Rows, bytes: &[u8]) -> Endorsements {
-    let decoded = Endorsements::decode(bytes);
+fn check_endorsements(rows: &mut Rows, bytes: usize, decoded: &Result<Endorsements, EndorsementsError>) {
     let row = Row {
         name: "endorsements".into(),
         expected: "what the vendors publish about the platform".into(),
-        actual: match &decoded {
-            Ok(_) => format!("{} bytes", bytes.len()),
+        actual: match decoded {
+            Ok(_) => format!("{bytes} bytes"),
             Err(error) => error.to_string(),
         },
         fault: Fault::Host,
         class: RefusalClass::Signature,
     };
     rows.local(row, decoded.is_ok());
-    decoded.unwrap_or_default()
 }
 
 fn refuse_platform(rows: &mut Rows, policy: &Policy, presented: &Platform) {

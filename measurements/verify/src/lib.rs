@@ -1,8 +1,8 @@
 //! Hostile bytes in, a trusted guest out: judges a guest's evidence bundle against a policy.
 //!
-//! The client (and an auditor) calls [`appraise`] with what the guest presented, the endorsements that the
-//! host carried along, the report data that this very connection must have, and the time. Every check is made
-//! and listed in a [`Report`]; only if all of them hold does [`Appraisal::into_trusted`] hand out a
+//! The client (and an auditor) gives an [`Appraiser`] its policy, the endorsements that the host carried along and the
+//! time, and then what the guest presented with the report data that this very connection must have. Every check is
+//! made and listed in a [`Report`]; only if all of them hold does [`Appraisal::into_trusted`] hand out a
 //! [`TrustedGuest`], which nothing else can build.
 //!
 //! What it trusts: the policy, the caller's clock and report data, and the root certificate that the policy
@@ -19,7 +19,7 @@ mod root;
 pub mod snp;
 pub mod tdx;
 
-pub use appraisal::{Appraisal, PlatformId, TrustedGuest, VendorRoots, appraise, danger};
+pub use appraisal::{Appraisal, Appraiser, PlatformId, TrustedGuest, VendorRoots, danger};
 pub use date::date_text;
 pub use policy::{
     AMD_ROOTS, ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule,

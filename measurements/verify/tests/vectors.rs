@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use cocoon_evidence::{Digest48, Endorsements, EventLog, EvidenceBundle, Platform, ReportData};
 use cocoon_verify::{
-    Bits64, DocumentTerms, EventTerms, Expect, Fault, Floors, GpuEvidenceRule, HardwareTerms,
+    Appraiser, Bits64, DocumentTerms, EventTerms, Expect, Fault, Floors, GpuEvidenceRule, HardwareTerms,
     INTEL_SGX_ROOT_CA_PEM, POLICY_VERSION, PlatformTerms, Policy, PolicyError, PolicyRole, PolicyTerms,
     ReadyRule, Refusal, RefusalClass, RegisterTerms, Report, TcbStatusName, TcbTerms, TdTerms,
-    TdxExpectations, TrustedGuest, UsageKeyRule, Verdict, appraise,
+    TdxExpectations, TrustedGuest, UsageKeyRule, Verdict,
 };
 use dcap_qvl::QuoteCollateralV3;
 
@@ -104,14 +104,9 @@ fn judge(
         gpu: vec![],
     };
     let policy = Policy::new(terms).unwrap();
-    let appraisal = appraise(
-        &policy,
-        Floors::default(),
-        &bundle,
-        &Endorsements::of_tdx(collateral.to_vec()).encode(),
-        &ReportData([0; 64]),
-        now_s,
-    );
+    let endorsements = Endorsements::of_tdx(collateral.to_vec()).encode();
+    let mut appraiser = Appraiser::new(&policy, Floors::default(), &endorsements, now_s);
+    let appraisal = appraiser.appraise(&bundle, &ReportData([0; 64]));
     (appraisal.report.clone(), appraisal.into_trusted())
 }
 

@@ -1,6 +1,6 @@
 //! Rows about a TDX quote: format, authenticity, security version, channel, configuration and registers.
 
-use cocoon_evidence::{Digest48, Endorsements, ReportData};
+use cocoon_evidence::{Digest48, ReportData};
 
 use super::{Input, PlatformId, ProvenPlatform, Row, Rows, any_of, compare, unproven};
 use crate::{
@@ -9,19 +9,95 @@ use crate::{
     policy::{Bits64, Expect, Floors, TdxExpectations},
     report::{Fault, RefusalClass, Verdict},
     root::Root,
-    tdx::{self, Collateral, Quote, TdField, TdReport, VerifiedQuote, VerifyError},
+    tdx::{
+        self, Collateral, CollateralFormatError, Quote, TdField, TdReport, VerifiedCollateral, VerifiedPck,
+        VerifiedQuote, VerifyError,
+    },
 };
+
+/// What the endorsements say about TDX platforms, and how much of it `root` is known to vouch for. That does not depend
+/// on the time; whatever uses it judges the dates.
+#[derive(Debug)]
+pub(super) struct Endorsed<'a> {
+    root: &'a Root,
+    collateral_bytes: usize,
+    collateral: Result<Collateral, CollateralFormatError>,
+    /// Once it was needed.
+    verified: Option<Result<VerifiedCollateral, Reason>>,
+    /// Of the last quote, if that had a good one: the next is mostly of the same platform.
+    pck: Option<VerifiedPck>,
+}
+
+impl<'a> Endorsed<'a> {
+    pub(super) fn new(root: &'a Root, collateral: &[u8]) -> Self {
+        Self {
+            root,
+            collateral_bytes: collateral.len(),
+            collateral: Collateral::parse(collateral),
+            verified: None,
+            pck: None,
+        }
+    }
+
+    /// The PCK of the platform that `quote` claims to be of.
+    fn pck(&mut self, quote: &Quote<'_>) -> Result<VerifiedPck, Reason> {
+        if let Some(pck) = self.pck.as_ref().filter(|pck| pck.is_named_by(quote)) {
+            return Ok(pck.clone());
+        }
+        let pck = self.verified()?.verify_pck(quote.pck_chain());
+        let pck = pck.map_err(|error| Reason::from(&error))?;
+        self.pck = Some(pck.clone());
+        Ok(pck)
+    }
+
+    fn verified(&mut self) -> Result<VerifiedCollateral, Reason> {
+        let Ok(collateral) = &self.collateral else {
+            return Err(nothing_to_verify());
+        };
+        let verify = || {
+            let verified = collateral.verify(self.root);
+            verified.map_err(|error| Reason {
+                class: error.class(),
+                text: error.to_string(),
+            })
+        };
+        self.verified.get_or_insert_with(verify).clone()
+    }
+}
+
+/// Why a quote does not verify.
+#[derive(Debug, Clone)]
+struct Reason {
+    class: FailureClass,
+    text: String,
+}
+
+impl From<&VerifyError> for Reason {
+    fn from(error: &VerifyError) -> Self {
+        Self {
+            class: error.class(),
+            text: error.to_string(),
+        }
+    }
+}
+
+fn nothing_to_verify() -> Reason {
+    Reason {
+        class: FailureClass::Signature,
+        text: "nothing to verify".into(),
+    }
+}
 
 /// Which machine it is, if the quote is authentic.
 pub(super) fn check(
     rows: &mut Rows,
-    (tdx, root): (&TdxExpectations, &Root),
+    tdx: &TdxExpectations,
     quote: &[u8],
     input: &Input<'_>,
-    endorsements: &Endorsements,
+    endorsed: &mut Endorsed<'_>,
 ) -> Option<ProvenPlatform> {
     let parsed = check_format(rows, quote);
-    let verified = check_authenticity(rows, root, parsed.as_ref(), &endorsements.tdx, input.now_s);
+    let verified = check_authenticity(rows, parsed.as_ref(), endorsed, input.now_s);
     check_tcb(rows, tdx, input.floors, verified.as_ref(), input.now_s);
     let claimed = parsed.as_ref().and_then(Quote::td_report);
     let claimed = claimed.as_ref();
@@ -65,27 +141,26 @@ fn check_format<'a>(rows: &mut Rows, quote: &'a [u8]) -> Option<Quote<'a>> {
 /// Rows "collateral", "quote signature" and "endorsement freshness".
 fn check_authenticity<'a>(
     rows: &mut Rows,
-    root: &Root,
     parsed: Option<&Quote<'a>>,
-    endorsements: &[u8],
+    endorsed: &mut Endorsed<'_>,
     now_s: u64,
 ) -> Option<VerifiedQuote<'a>> {
-    let collateral = Collateral::parse(endorsements);
+    let root = endorsed.root;
     let row = Row {
         name: "collateral".into(),
         expected: "collateral for a TDX quote".into(),
-        actual: match &collateral {
-            Ok(_) => format!("{} bytes", endorsements.len()),
+        actual: match &endorsed.collateral {
+            Ok(_) => format!("{} bytes", endorsed.collateral_bytes),
             Err(error) => error.to_string(),
         },
         fault: Fault::Host,
         class: RefusalClass::Signature,
     };
-    rows.local(row, collateral.is_ok());
+    rows.local(row, endorsed.collateral.is_ok());
 
-    let authenticity = match (parsed, &collateral) {
-        (Some(quote), Ok(collateral)) => authenticity(root, quote, collateral, now_s),
-        _ => Authenticity::Refused(FailureClass::Signature, "nothing to verify".into()),
+    let authenticity = match parsed {
+        Some(quote) => authenticity(quote, endorsed, now_s),
+        None => nothing_to_verify().into(),
     };
     let (verified, refusal) = match authenticity {
         Authenticity::Proven(verified) => {
@@ -97,7 +172,7 @@ fn check_authenticity<'a>(
             push_freshness(rows, Some(&verified), now_s, Verdict::Fail);
             return None;
         }
-        Authenticity::Refused(class, reason) => (None, Some((class, reason))),
+        Authenticity::Refused(reason) => (None, Some(reason)),
     };
     push_signature(rows, root, refusal);
     let verdict = rows.proof();
@@ -109,46 +184,50 @@ enum Authenticity<'a> {
     Proven(VerifiedQuote<'a>),
     /// Everything verifies, but at another time than now.
     Stale(VerifiedQuote<'a>),
-    Refused(FailureClass, String),
+    Refused(Reason),
 }
 
-fn authenticity<'a>(root: &Root, quote: &Quote<'a>, collateral: &Collateral, now_s: u64) -> Authenticity<'a> {
-    let collateral = match collateral.verify(root) {
-        Ok(collateral) => collateral,
-        Err(error) => return Authenticity::Refused(error.class(), error.to_string()),
-    };
-    let refused = |error: &VerifyError| Authenticity::Refused(error.class(), error.to_string());
-    let pck = match collateral.verify_pck(quote.pck_chain()) {
+impl From<Reason> for Authenticity<'_> {
+    fn from(reason: Reason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+fn authenticity<'a>(quote: &Quote<'a>, endorsed: &mut Endorsed<'_>, now_s: u64) -> Authenticity<'a> {
+    let pck = match endorsed.pck(quote) {
         Ok(pck) => pck,
-        Err(error) => return refused(&error),
+        Err(reason) => return reason.into(),
     };
     match pck.verify(quote, now_s) {
         Ok(verified) => Authenticity::Proven(verified),
         Err(error @ VerifyError::Validity(_)) => match pck.verify(quote, pck.validity().from_s()) {
             Ok(verified) => Authenticity::Stale(verified),
             // Parts that were never valid together.
-            Err(VerifyError::Validity(_)) => refused(&error),
-            Err(other) => refused(&other),
+            Err(VerifyError::Validity(_)) => Reason::from(&error).into(),
+            Err(other) => Reason::from(&other).into(),
         },
-        Err(error) => refused(&error),
+        Err(error) => Reason::from(&error).into(),
     }
 }
 
 /// `refusal`: why it does not verify.
-fn push_signature(rows: &mut Rows, root: &Root, refusal: Option<(FailureClass, String)>) {
+fn push_signature(rows: &mut Rows, root: &Root, refusal: Option<Reason>) {
     let verdict = match (&refusal, rows.simulated) {
         (Some(_), _) => Verdict::Fail,
         (None, true) => Verdict::Simulated,
         (None, false) => Verdict::Pass,
     };
     let (class, fault) = match refusal {
-        Some((FailureClass::Tcb, _)) => (RefusalClass::Tcb, Fault::Platform),
+        Some(Reason {
+            class: FailureClass::Tcb,
+            ..
+        }) => (RefusalClass::Tcb, Fault::Platform),
         _ => (RefusalClass::Signature, Fault::Host),
     };
     let row = Row {
         name: "quote signature".into(),
         expected: root.label(),
-        actual: refusal.map_or_else(|| "verified up to that root".into(), |(_, reason)| reason),
+        actual: refusal.map_or_else(|| "verified up to that root".into(), |reason| reason.text),
         fault,
         class,
     };

@@ -230,6 +230,11 @@ pub(crate) fn check_quote(quote: &Quote<'_>) -> Result<(), VerifyError> {
 }
 
 impl VerifiedPck {
+    /// Whether `quote` has exactly this PCK's chain: then it claims to be of this platform.
+    pub fn is_named_by(&self, quote: &Quote<'_>) -> bool {
+        quote.pck_chain() == self.0.chain
+    }
+
     /// Which platform.
     pub fn platform(&self) -> &PckExtension {
         &self.0.extension
@@ -253,7 +258,7 @@ impl VerifiedPck {
     /// everything is valid.
     pub fn verify<'a>(&self, quote: &Quote<'a>, now_s: u64) -> Result<VerifiedQuote<'a>, VerifyError> {
         let pck = &*self.0;
-        if quote.pck_chain() != pck.chain {
+        if !self.is_named_by(quote) {
             return Err(VerifyError::OtherPck);
         }
         pck.validity.check(now_s)?;

@@ -8,6 +8,7 @@ use minicbor::bytes::ByteVec;
 
 use crate::{
     nvidia_lab::{Answer, FWID, Lab, Role, Signer, pem, terms},
+    twice::assert_independent,
     world::{
         NOW_S, USAGE_KEY, World, assert_refused, boot, honest_events, quoted, registers, tls_report_data,
     },
@@ -66,9 +67,45 @@ impl Gpu {
     }
 }
 
+#[test]
+fn evidence_that_was_judged_stands_for_no_other_evidence_and_no_other_usage_key() {
+    let gpu = Gpu::new();
+    let mut report = gpu.evidence();
+    report.report[100] ^= 1;
+    let mut certificates = gpu.evidence();
+    certificates.certificates.truncate(900);
+    let dev_tools = GpuEvidence {
+        dev_tools: true,
+        ..gpu.evidence()
+    };
+    let mut bundles: Vec<_> = [gpu.evidence(), report, certificates, dev_tools]
+        .map(|evidence| gpu.bundle(vec![evidence]))
+        .into();
+    bundles.push(gpu.bundle(vec![gpu.evidence(), gpu.evidence()]));
+    bundles.push(measured_with(&gpu.world, vec![gpu.evidence()], [6; 32]));
+    let trusted = bundles.iter().map(|bundle| {
+        let report_data = tls_report_data(&bundle.events);
+        let verdict = gpu
+            .world
+            .judge_with(bundle, &gpu.endorsements, &report_data, NOW_S);
+        verdict.1.is_ok()
+    });
+    let trusted: Vec<_> = trusted.collect();
+    assert_eq!(trusted, [true, false, false, false, false, false]);
+    let policy = gpu.world.policy();
+    assert_independent(&bundles, || {
+        gpu.world.appraiser(&policy, &gpu.endorsements, NOW_S)
+    });
+}
+
 /// A guest that measured this.
 fn measured(world: &World, gpu: Vec<GpuEvidence>) -> EvidenceBundle {
+    measured_with(world, gpu, USAGE_KEY)
+}
+
+fn measured_with(world: &World, gpu: Vec<GpuEvidence>, usage_key: [u8; 32]) -> EvidenceBundle {
     let mut events = honest_events();
+    events[2].1 = usage_key.to_vec();
     events[3].1 = GpuEvidence::event_payload(&gpu);
     let mut td = world.platform.start_td(registers());
     let log = boot(&mut td, &events);

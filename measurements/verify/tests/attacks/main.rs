@@ -19,9 +19,10 @@ mod snp;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod snp_forge;
 mod time;
+mod twice;
 mod world;
 
-use cocoon_verify::{PlatformId, Verdict, appraise};
+use cocoon_verify::{Appraiser, PlatformId, Verdict};
 use proptest::prelude::*;
 
 use world::{DOCUMENT, NOW_S, USAGE_KEY, World, quote_bytes, tls_report_data};
@@ -74,14 +75,9 @@ fn changing_the_report_does_not_make_a_guest_trusted() {
     let mut bundle = world.bundle();
     quote_bytes(&mut bundle)[200] ^= 1;
     let report_data = tls_report_data(&bundle.events);
-    let mut appraisal = appraise(
-        &world.policy(),
-        world.floors,
-        &bundle,
-        &world.endorsements(),
-        &report_data,
-        NOW_S,
-    );
+    let policy = world.policy();
+    let mut appraiser = Appraiser::new(&policy, world.floors, &world.endorsements(), NOW_S);
+    let mut appraisal = appraiser.appraise(&bundle, &report_data);
     appraisal
         .report
         .checks

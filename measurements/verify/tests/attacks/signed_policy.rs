@@ -1,6 +1,6 @@
 //! Policies whose signature does not hold.
 
-use cocoon_verify::{Policy, PolicyKey, SignedPolicyError, appraise, sign_policy};
+use cocoon_verify::{Appraiser, Policy, PolicyKey, SignedPolicyError, sign_policy};
 use ed25519_dalek::SigningKey;
 
 use crate::world::{NOW_S, World, tls_report_data};
@@ -62,7 +62,7 @@ fn the_report_says_who_signed_the_policy() {
         Policy::parse_signed(&text, &sign_policy(&text, &key).unwrap(), &[PolicyKey::of(&key)]).unwrap();
     let report_data = tls_report_data(&bundle.events);
     let collateral = world.endorsements();
-    let appraisal = appraise(&signed, world.floors, &bundle, &collateral, &report_data, NOW_S);
+    let appraisal = Appraiser::new(&signed, world.floors, &collateral, NOW_S).appraise(&bundle, &report_data);
     assert_eq!(
         appraisal.report.policy_signer,
         Some(PolicyKey::of(&key).to_string())

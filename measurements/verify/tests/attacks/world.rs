@@ -10,10 +10,10 @@ use cocoon_simulator::{
     SimulatedPlatform, SimulatedTd,
 };
 use cocoon_verify::{
-    Bits64, DocumentTerms, EventTerms, Expect, Floors, GpuEvidenceRule, HardwareTerms, POLICY_VERSION,
-    PlatformTerms, Policy, PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass, RegisterTerms, Report,
-    TcbStatusName, TcbTerms, TdTerms, TdxExpectations, TrustedGuest, UsageKeyRule, VendorRoots, Verdict,
-    danger,
+    Appraisal, Appraiser, Bits64, DocumentTerms, EventTerms, Expect, Floors, GpuEvidenceRule, HardwareTerms,
+    POLICY_VERSION, PlatformTerms, Policy, PolicyRole, PolicyTerms, ReadyRule, Refusal, RefusalClass,
+    RegisterTerms, Report, TcbStatusName, TcbTerms, TdTerms, TdxExpectations, TrustedGuest, UsageKeyRule,
+    VendorRoots, Verdict, danger,
 };
 
 pub(crate) const NOW_S: u64 = 1_800_000_000;
@@ -77,16 +77,16 @@ impl World {
         report_data: &ReportData,
         now_s: u64,
     ) -> (Report, Result<TrustedGuest, Refusal>) {
-        let appraisal = danger::appraise_with_roots(
-            &self.policy(),
-            self.floors,
-            bundle,
-            endorsements,
-            report_data,
-            now_s,
-            &self.roots,
-        );
-        (appraisal.report.clone(), appraisal.into_trusted())
+        let policy = self.policy();
+        outcome(
+            self.appraiser(&policy, endorsements, now_s)
+                .appraise(bundle, report_data),
+        )
+    }
+
+    /// By `policy`, which is mostly this world's, and with this world's floors and roots.
+    pub(crate) fn appraiser<'a>(&self, policy: &'a Policy, endorsements: &[u8], now_s: u64) -> Appraiser<'a> {
+        danger::appraiser_with_roots(policy, self.floors, endorsements, now_s, self.roots.clone())
     }
 
     /// The guest is trusted at `now_s`, and a verdict of that moment is forgotten before this second; from then on it
@@ -113,6 +113,10 @@ impl World {
     pub(crate) fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {
         assert_refused(self.judge(bundle), class, rows);
     }
+}
+
+pub(crate) fn outcome(appraisal: Appraisal) -> (Report, Result<TrustedGuest, Refusal>) {
+    (appraisal.report.clone(), appraisal.into_trusted())
 }
 
 #[track_caller]
