@@ -149,6 +149,8 @@ fn unpack(
     }
     link_all(&root, &wanted.links).map_err(|source| file_error(&root, source))?;
     add_toolchain(&root, toolchain)?;
+    // Later builds trust what has this name: a power cut must not leave it half written.
+    nix::unistd::sync();
     fs::rename(&root, folder).map_err(|source| file_error(folder, source))
 }
 

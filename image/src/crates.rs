@@ -122,6 +122,8 @@ pub fn vendor(source: &Path, cargo_home: &Path, cache: &Path) -> Result<PathBuf,
         })?;
         unpack(package, *sha256, &archive, &new)?;
     }
+    // Later builds trust what has this name: a power cut must not leave it half written.
+    nix::unistd::sync();
     fs::rename(&new, &folder).map_err(|source| file_error(&folder, source))?;
     Ok(folder)
 }

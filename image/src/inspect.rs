@@ -89,6 +89,19 @@ pub enum InspectError {
     },
 }
 
+impl InspectError {
+    /// Whether the root is not what it has to be, as opposed to one that could not be looked at.
+    pub fn is_forgery(&self) -> bool {
+        match self {
+            Self::Manifest { .. } => false,
+            Self::Volume(error) | Self::Form(FormError::Volume(error)) => {
+                !matches!(error, VerityError::Read { .. })
+            }
+            Self::Form(_) | Self::Hidden { .. } => true,
+        }
+    }
+}
+
 impl Inspection {
     /// Whether image and manifest are the same.
     pub fn is_as_listed(&self) -> bool {

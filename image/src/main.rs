@@ -35,7 +35,7 @@ enum Command {
     Build(BuildArguments),
     /// Say what is in an image: every file of its root with length and SHA-256, read out of the root block by block
     /// against its root hash, and where the manifest says that it came from. Exit code 10: the manifest lists
-    /// something else.
+    /// something else, or the root is not one that this program makes.
     Inspect(InspectArguments),
     /// Work with image.lock, which names every fetched input by its exact content.
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! `cocoon-image sign` and `verify-signature` from outside: openssl's keys, openssl's opinion, exit codes.
+//! `cocoon-image sign`, `verify-signature` and `inspect` from outside: openssl's keys, openssl's opinion, exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -122,4 +122,13 @@ fn each_outcome_has_its_exit_code() {
     assert_code(&sign("one.pem"), 10, "nothing was signed");
     fs::remove_file(path.join("image/kernel")).unwrap();
     assert_code(&verify("one.pub"), 3, "kernel           MISSING");
+}
+
+/// Scripts tell a forged image from one that could not be looked at by the code alone.
+#[test]
+fn a_root_that_its_hash_does_not_fit_is_not_taken_for_a_failed_run() {
+    let house = house();
+    assert_code(&image(house.path(), &["inspect", "image"]), 10, "DIFFERS");
+    fs::remove_file(house.path().join("image/root.img")).unwrap();
+    assert_code(&image(house.path(), &["inspect", "image"]), 1, "cannot read");
 }

@@ -20,7 +20,14 @@ pub(crate) struct InspectArguments {
 
 /// Whether the image is what its manifest lists.
 pub(crate) fn inspect(arguments: &InspectArguments) -> anyhow::Result<bool> {
-    let found = inspect::inspect(&arguments.folder)?;
+    let found = match inspect::inspect(&arguments.folder) {
+        Ok(found) => found,
+        Err(error) if error.is_forgery() => {
+            eprintln!("DIFFERS: {:#}", anyhow::Error::new(error));
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&found)?);
     } else {

@@ -145,6 +145,7 @@ fn a_root_that_does_not_match_its_hash_is_not_shown() {
             ),
             "{offset}: {error}"
         );
+        assert!(error.is_forgery());
         flip(&dir, "root.img", offset);
     }
     inspect(dir.path()).unwrap();
@@ -179,4 +180,5 @@ fn bytes_hidden_behind_the_end_of_a_file_are_refused() {
         matches!(&error, InspectError::Hidden { path } if path == "/usr/bin/engine"),
         "{error}"
     );
+    assert!(error.is_forgery());
 }
