@@ -6,7 +6,7 @@
 mod node;
 mod proxied;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -328,6 +328,8 @@ async fn a_node_that_refuses_its_grant_is_not_given_another_one() {
         assert_eq!(refused.status(), StatusCode::BAD_GATEWAY);
         let error = text(refused).await;
         assert!(error.contains("refused by script"), "{error}");
+        // A grant's id covers when it ends, in seconds: made in the same second, another one would be the same.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     let deposit = world.deposit().await;
     assert_eq!((deposit.grants.len(), deposit.reserved_nano), (1, TON));
