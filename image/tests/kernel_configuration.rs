@@ -61,6 +61,16 @@ fn a_kernel_for_gpus_loads_modules_of_one_file_system_only() {
         "# CONFIG_MODULE_FORCE_LOAD is not set",
         "# CONFIG_PROC_KCORE is not set",
         "# CONFIG_PRINTK is not set",
+        // Without one of these NVIDIA's module is compiled without confidential computing, and nothing says so.
+        "CONFIG_CRYPTO_AEAD=y",
+        "CONFIG_CRYPTO_AKCIPHER=y",
+        "CONFIG_CRYPTO_SKCIPHER=y",
+        "CONFIG_CRYPTO_HASH=y",
+        "CONFIG_CRYPTO_HMAC=y",
+        "CONFIG_CRYPTO_ECDH=y",
+        "CONFIG_CRYPTO_ECDSA=y",
+        "CONFIG_CRYPTO_RSA=y",
+        "CONFIG_X509_CERTIFICATE_PARSER=y",
     ] {
         assert!(config.lines().any(|found| found == line), "{line}");
     }
