@@ -44,6 +44,8 @@ const STAGE_DEADLINE: Duration = Duration::from_secs(5);
 const ENGINE_DEADLINE: Duration = Duration::from_secs(330);
 /// A terabyte at the speed of a fast disk; the launcher gives up long before on a small model.
 const RESIDENT_DEADLINE: Duration = Duration::from_secs(600);
+/// 2026-01-01: this program is younger. A kernel that cannot read the machine's clock in time begins at 1970.
+const EARLIEST_S: u64 = 1_767_225_600;
 
 /// Why the guest cannot serve. It powers off.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,15 @@ pub enum BootError {
         bytes: usize,
         /// The limit.
         bytes_max: usize,
+    },
+    /// No clock.
+    #[error(
+        "the guest's clock says {now_s} s after 1970: its kernel could not read the machine's clock, as it happens \
+         on a host that is out of processor time; set the host's clock, or lower its load, and start again"
+    )]
+    Clock {
+        /// What it says.
+        now_s: u64,
     },
     /// RTMR3.
     #[error("measuring: {0}")]
@@ -213,6 +224,7 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
         gpus,
         engine,
     } = parts;
+    check_clock(meter::now_s())?;
     let mut measurer = Measurer::new(platform);
     let (document, endorsements) = fetch_launch(&host).await?;
     measurer.record_launch(&document).await?;
@@ -253,6 +265,14 @@ pub async fn boot(parts: Parts) -> Result<Guest, BootError> {
         host,
         resident,
     })
+}
+
+/// No client would take a certificate of another century; better to end now, with the reason.
+fn check_clock(now_s: u64) -> Result<(), BootError> {
+    if now_s < EARLIEST_S {
+        return Err(BootError::Clock { now_s });
+    }
+    Ok(())
 }
 
 /// Evidence first, measured second, ready third: nothing is computed on a GPU that is not in RTMR3.
@@ -369,5 +389,16 @@ mod tests {
         }
         fs::create_dir(sys.path().join("dm-0")).unwrap();
         assert_eq!(disks.find().unwrap(), "/dev/vdb");
+    }
+
+    #[test]
+    fn a_guest_without_a_clock_ends_with_the_reason() {
+        let refused = check_clock(0).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("the guest's clock says 0 s after 1970"),
+            "{refused}"
+        );
+        assert!(check_clock(EARLIEST_S - 1).is_err());
+        assert!(check_clock(EARLIEST_S).is_ok());
     }
 }

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use super::{KernelError, ingredients::RecipeFile};
 
 /// What no kernel has, whatever a fragment says: ways into the kernel's memory, out of the measured kernel, to
-/// a network, past what `patches/0001` holds of the host's ACPI tables, and interfaces that nothing in the guest
+/// a network, past what the patches hold of the host's ACPI tables, and interfaces that nothing in the guest
 /// uses and that are known for their holes.
-const FORBIDDEN: [&str; 14] = [
+const FORBIDDEN: [&str; 15] = [
     "ACPI_APEI",
     "ACPI_CONFIGFS",
     "ACPI_DEBUG",
@@ -22,6 +22,7 @@ const FORBIDDEN: [&str; 14] = [
     "IO_URING",
     "KEXEC",
     "KEXEC_FILE",
+    "PCI_MMCONFIG",
     "USER_NS",
 ];
 /// What a kernel of the builder root has neither, since it is for other people's prompts: whatever prints, and

@@ -117,7 +117,7 @@ mod tests {
             .collect();
         for wanted in [
             "patches/0001-acpi-host-tables-cannot-touch-guest-memory.patch",
-            "patches/0002-acpi-host-places-neither-mailbox-nor-local-apic.patch",
+            "patches/0002-acpi-host-places-no-registers-in-guest-memory.patch",
         ] {
             assert!(names.contains(&wanted), "{wanted}");
         }
