@@ -133,8 +133,8 @@ impl Sandbox {
 pub fn enter(root: &Path, binds: &[Bind], command: &[String]) -> Result<ExitStatus, EnterError> {
     bind(root, root, false)?;
     make_devices(&root.join("dev"))?;
-    mount_new("tmpfs", &root.join("tmp"))?;
-    mount_new("proc", &root.join("proc"))?;
+    mount_new("tmpfs", &root.join("tmp"), None)?;
+    mount_new("proc", &root.join("proc"), None)?;
     for Bind { from, to, writable } in binds {
         bind(from, &root.join(to.trim_start_matches('/')), *writable)?;
     }
@@ -150,7 +150,10 @@ pub fn enter(root: &Path, binds: &[Bind], command: &[String]) -> Result<ExitStat
 }
 
 fn make_devices(folder: &Path) -> Result<(), EnterError> {
-    mount_new("tmpfs", folder)?;
+    // Not for everybody to write, as temporary folders are: there, Linux refuses to open with O_CREAT, which is what a
+    // shell's `>` does, whatever belongs to neither the folder's owner nor the program. A device is the machine's
+    // root's, who is not in the user namespace of somebody else.
+    mount_new("tmpfs", folder, Some("mode=755"))?;
     for device in DEVICES {
         let to = folder.join(device);
         File::create(&to).map_err(|source| mount_error(device, &to, source))?;
@@ -158,13 +161,12 @@ fn make_devices(folder: &Path) -> Result<(), EnterError> {
     }
     let shared = folder.join("shm");
     fs::create_dir(&shared).map_err(|source| mount_error("tmpfs", &shared, source))?;
-    mount_new("tmpfs", &shared)
+    mount_new("tmpfs", &shared, None)
 }
 
-fn mount_new(kind: &str, on: &Path) -> Result<(), EnterError> {
+fn mount_new(kind: &str, on: &Path, options: Option<&str>) -> Result<(), EnterError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some(kind), on, Some(kind), flags, None::<&str>)
-        .map_err(|errno| mount_error(kind, on, errno.into()))
+    mount(Some(kind), on, Some(kind), flags, options).map_err(|errno| mount_error(kind, on, errno.into()))
 }
 
 fn bind(from: &Path, to: &Path, writable: bool) -> Result<(), EnterError> {

@@ -107,6 +107,14 @@ fn a_build_has_no_network_not_even_this_machine() {
     assert_eq!(names.map(str::trim).collect::<Vec<_>>(), ["lo"]);
 }
 
+/// The first line alone fails only for users other than root: see `make_devices`.
+#[test]
+fn a_build_writes_to_devices_whoever_runs_it() {
+    let house = House::new();
+    house.succeeds("echo nothing >/dev/null");
+    house.succeeds("[ ! -k /dev ]");
+}
+
 #[test]
 fn a_build_cannot_change_the_root_it_runs_in() {
     let house = House::new();
