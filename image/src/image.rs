@@ -18,6 +18,7 @@ use crate::{
     builder::BuilderError,
     command::CommandError,
     erofs::{PathError, WriteError},
+    given::GivenError,
     input::Sources,
     interrupt,
     kernel::KernelError,
@@ -77,6 +78,9 @@ pub enum BuildError {
     /// The lock.
     #[error("the image's lock cannot be used")]
     Lock(#[from] LockError),
+    /// What whoever builds has to bring.
+    #[error("the image cannot be built here")]
+    Given(#[from] GivenError),
     /// The kernel.
     #[error("there is no kernel")]
     Kernel(#[from] KernelError),
@@ -158,6 +162,10 @@ pub fn build(request: &Request, progress: &Progress) -> Result<Outcome, BuildErr
     let Places { source, cache, .. } = &request.places;
     let recipe = Recipe::load(source, request.profile)?;
     let lock = Lock::load(source)?;
+    // Before half an hour of compiling that would be of no use without it.
+    for input in lock.given(request.profile) {
+        input.find(&request.inputs)?;
+    }
     // One build at a time for each cache; released when the file is closed.
     let _lock = lock_cache(cache, progress)?;
 

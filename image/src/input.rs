@@ -108,10 +108,18 @@ impl Sources {
     /// # Errors
     /// [`InputError::WrongContent`]: something else has its name.
     pub fn at_hand(&self, input: &LockedInput) -> Result<Option<PathBuf>, InputError> {
+        let found = self.named(&input.file)?;
+        if let Some(path) = &found {
+            check(input, path)?;
+        }
+        Ok(found)
+    }
+
+    /// The first file of this name in the folders of this machine, whatever its content.
+    pub(crate) fn named(&self, file: &str) -> Result<Option<PathBuf>, InputError> {
         let folders = self.given.iter().cloned().chain([self.folder()]);
-        for path in folders.map(|folder| folder.join(&input.file)) {
+        for path in folders.map(|folder| folder.join(file)) {
             if path.try_exists().map_err(|source| unusable(&path, source))? {
-                check(input, &path)?;
                 return Ok(Some(path));
             }
         }
@@ -195,7 +203,8 @@ impl Sources {
         addresses
     }
 
-    fn folder(&self) -> PathBuf {
+    /// Where what was fetched is kept, and what is given may be put.
+    pub(crate) fn folder(&self) -> PathBuf {
         self.cache.join("inputs")
     }
 }
@@ -309,7 +318,7 @@ pub fn hash_file(path: &Path) -> io::Result<(u64, Digest32)> {
     Ok((bytes, Digest32(hash.finalize().into())))
 }
 
-fn unusable(path: &Path, source: io::Error) -> InputError {
+pub(crate) fn unusable(path: &Path, source: io::Error) -> InputError {
     InputError::Unusable {
         path: path.to_owned(),
         source,

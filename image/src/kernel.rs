@@ -3,7 +3,7 @@
 //! The cache key covers everything that decides the result: source, patches, configuration fragments, compiler
 //! and linker version (or the builder root's digest), and this module's own recipe. A kernel is built in its
 //! source tree, where all paths that the compiler sees are relative; in the builder root that tree is always
-//! `/build`.
+//! `/build`. Of a kernel that loads modules, what is needed to compile some is kept beside it.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,19 @@ use crate::{
 
 /// What the lock calls the kernel's source.
 pub const KERNEL_SOURCE: &str = "linux-source";
+/// Beside the kernel, if it loads modules: the folder to compile them against.
+pub const MODULES_TREE: &str = "modules-tree";
+/// What it holds of the source tree after the build: a few thousand headers, makefiles, and the programs they call.
+const FOR_MODULES: [&str; 8] = [
+    ".config",
+    "Makefile",
+    "Module.symvers",
+    "arch/x86/Makefile",
+    "arch/x86/include",
+    "include",
+    "scripts",
+    "tools/objtool/objtool",
+];
 /// Changes when this module builds differently from the same inputs.
 const METHOD: &str = "tinyconfig-in-tree-1";
 /// What this machine unpacks the source with.
@@ -189,7 +202,13 @@ impl KernelPlan {
     pub fn build(&self, sources: &Sources, cache: &Path, jobs: usize) -> Result<PathBuf, KernelError> {
         let (work, tree, log) = self.prepare(sources, cache)?;
         let mut make = self.compiler.command("make", &tree);
-        command::run(make.args([&format!("-j{jobs}"), "bzImage"]), Some(&log))?;
+        make.args([&format!("-j{jobs}"), "bzImage"]);
+        let modules = loads_modules(&tree)?;
+        if modules {
+            // There are none in this source's configuration, but this lists the kernel's symbols.
+            make.arg("modules");
+        }
+        command::run(&mut make, Some(&log))?;
 
         let done = work.path().join("done");
         fs::create_dir(&done).map_err(failed(&done))?;
@@ -198,6 +217,10 @@ impl KernelPlan {
             // Later builds trust what has this name: a power cut must not leave it half written.
             let written = fs::File::open(done.join(to)).and_then(|file| file.sync_all());
             written.map_err(failed(&done))?;
+        }
+        if modules {
+            keep_for_modules(&tree, &done.join(MODULES_TREE))?;
+            nix::unistd::sync();
         }
         let folder = self.folder(cache);
         if folder.is_dir() {
@@ -283,6 +306,23 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> KernelError {
         path: path.clone(),
         source,
     }
+}
+
+fn loads_modules(tree: &Path) -> Result<bool, KernelError> {
+    let path = tree.join(".config");
+    let config = fs::read_to_string(&path).map_err(failed(&path))?;
+    Ok(config.lines().any(|line| line == "CONFIG_MODULES=y"))
+}
+
+/// Moves what modules are compiled against out of a tree that goes away.
+fn keep_for_modules(tree: &Path, to: &Path) -> Result<(), KernelError> {
+    for name in FOR_MODULES {
+        let kept = to.join(name);
+        let folder = kept.parent().expect("it was joined to one");
+        fs::create_dir_all(folder).map_err(failed(folder))?;
+        fs::rename(tree.join(name), &kept).map_err(failed(&kept))?;
+    }
+    Ok(())
 }
 
 fn unpack(package: &Path, work: &Path, log: &Path) -> Result<PathBuf, KernelError> {
@@ -403,6 +443,32 @@ mod tests {
             "one\n2\nthree\n"
         );
         assert!(patch("two").is_err(), "applied already");
+    }
+
+    #[test]
+    fn what_modules_are_compiled_against_outlives_the_source_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, kept) = (
+            dir.path().join("tree"),
+            dir.path().join("done").join(MODULES_TREE),
+        );
+        for name in FOR_MODULES {
+            let path = tree.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        for (config, expected) in [
+            ("# CONFIG_MODULES is not set\n", false),
+            ("CONFIG_MODULES=y\n", true),
+        ] {
+            fs::write(tree.join(".config"), config).unwrap();
+            assert_eq!(loads_modules(&tree).unwrap(), expected);
+        }
+        keep_for_modules(&tree, &kept).unwrap();
+        fs::remove_dir_all(&tree).unwrap();
+        assert_eq!(fs::read_to_string(kept.join("scripts")).unwrap(), "scripts");
+        assert!(FOR_MODULES.iter().all(|name| kept.join(name).is_file()));
+        assert!(keep_for_modules(&tree, &kept).is_err(), "nothing is left of it");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod command;
 pub mod compare;
 pub mod crates;
 pub mod erofs;
+pub mod given;
 pub mod image;
 pub mod input;
 pub mod inspect;

@@ -156,16 +156,23 @@ fn read_needs(data: &ReadCache<File>) -> object::read::Result<Needs> {
     Ok(needs)
 }
 
-/// All libraries that `programs` need, directly or not, by name.
+/// All libraries that `programs` need, directly or not, by name. `opened` are those that they open while they run.
 ///
 /// # Errors
 /// See [`LibraryError`].
 pub fn closure(
     programs: &[PathBuf],
+    opened: &[String],
     folders: &[LibraryFolder],
 ) -> Result<BTreeMap<String, Library>, LibraryError> {
     let mut found = BTreeMap::new();
     let mut open: Vec<PathBuf> = programs.to_vec();
+    for name in opened {
+        let install = format!("{INSTALL_FOLDER}/{name}");
+        let library = locate(name, install, Path::new("the recipe"), folders)?;
+        open.push(library.path.clone());
+        found.insert(name.clone(), library);
+    }
     while let Some(path) = open.pop() {
         let needs = needs(&path)?;
         // The dynamic linker is found by its path, everything else by its name.
@@ -307,7 +314,7 @@ mod tests {
     fn needs_of_needs_are_found_and_the_linker_keeps_its_path() {
         let dir = tempfile::tempdir().unwrap();
         chain(dir.path());
-        let found = closure(&[dir.path().join("program")], &[folder(dir.path(), false)]).unwrap();
+        let found = closure(&[dir.path().join("program")], &[], &[folder(dir.path(), false)]).unwrap();
         let installs: Vec<_> = found.values().map(|library| library.install.as_str()).collect();
         assert_eq!(
             installs,
@@ -320,11 +327,26 @@ mod tests {
     }
 
     #[test]
+    fn a_library_opened_by_name_comes_with_what_it_needs_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        chain(dir.path());
+        let folders = [folder(dir.path(), false)];
+        let opened = |name: &str| closure(&[], &[name.to_owned()], &folders);
+        let names: Vec<_> = opened("liba.so").unwrap().into_keys().collect();
+        assert_eq!(names, ["liba.so", "libb.so"]);
+        let error = opened("libc.so").unwrap_err();
+        assert!(
+            error.to_string().contains("libc.so, which the recipe needs"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_missing_library_is_named_with_what_needs_it() {
         let dir = tempfile::tempdir().unwrap();
         chain(dir.path());
         fs::remove_file(dir.path().join("libb.so")).unwrap();
-        let error = closure(&[dir.path().join("program")], &[folder(dir.path(), false)]).unwrap_err();
+        let error = closure(&[dir.path().join("program")], &[], &[folder(dir.path(), false)]).unwrap_err();
         let LibraryError::Missing { name, needed_by, .. } = &error else {
             panic!("{error}");
         };
@@ -352,7 +374,7 @@ mod tests {
     fn stripping_keeps_what_linking_needs_and_is_cached() {
         let dir = tempfile::tempdir().unwrap();
         chain(dir.path());
-        let found = closure(&[dir.path().join("program")], &[folder(dir.path(), true)]).unwrap();
+        let found = closure(&[dir.path().join("program")], &[], &[folder(dir.path(), true)]).unwrap();
         let library = &found["liba.so"];
         let stripped = prepared(library, "1", dir.path()).unwrap();
         assert_eq!(needs(&stripped).unwrap(), needs(&library.path).unwrap());

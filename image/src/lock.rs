@@ -10,7 +10,10 @@ use std::{
 };
 
 use cocoon_evidence::Digest32;
+use cocoon_measurements::ImageProfile;
 use serde::{Deserialize, Serialize};
+
+use crate::given::GivenInput;
 
 /// Where the written part begins.
 pub const MARKER: &str = "# --- From here on written by `cocoon-image lock update`; do not edit. ---\n";
@@ -28,8 +31,22 @@ pub struct Lock {
     /// Files that something is built from.
     #[serde(rename = "source")]
     pub sources: Vec<LockedInput>,
+    /// What only the image for GPUs is built from.
+    #[serde(default)]
+    pub gpu: GpuInputs,
     /// The system that everything is built in.
     pub builder: Builder,
+}
+
+/// What only the image for GPUs is built from: nobody else fetches 1.8 GB, or has to ask NVIDIA for anything.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuInputs {
+    /// Fetched like [`Lock::sources`].
+    #[serde(rename = "source")]
+    pub sources: Vec<LockedInput>,
+    /// Brought by whoever builds.
+    pub given: Vec<GivenInput>,
 }
 
 /// A Rust toolchain as rustup installs it.
@@ -199,19 +216,39 @@ impl Lock {
     /// # Errors
     /// [`LockError::NotLocked`].
     pub fn source(&self, name: &'static str) -> Result<&LockedInput, LockError> {
-        let found = self.sources.iter().find(|input| input.name == name);
+        let mut sources = self.sources.iter().chain(&self.gpu.sources);
+        let found = sources.find(|input| input.name == name);
         found.ok_or(LockError::NotLocked { name })
     }
 
-    /// Everything that is fetched as a file.
-    pub fn inputs(&self) -> impl Iterator<Item = &LockedInput> {
-        self.sources.iter().chain(&self.builder.packages)
+    /// Everything that is fetched as a file to build an image of this profile.
+    pub fn inputs(&self, profile: ImageProfile) -> impl Iterator<Item = &LockedInput> {
+        let gpu = (profile == ImageProfile::Gpu).then_some(&self.gpu.sources);
+        let all = self.sources.iter().chain(&self.builder.packages);
+        all.chain(gpu.into_iter().flatten())
+    }
+
+    /// What whoever builds an image of this profile has to bring.
+    pub fn given(&self, profile: ImageProfile) -> &[GivenInput] {
+        match profile {
+            ImageProfile::Gpu => &self.gpu.given,
+            ImageProfile::Dev | ImageProfile::Cpu => &[],
+        }
+    }
+
+    /// What has to be brought under this name.
+    ///
+    /// # Errors
+    /// [`LockError::NotLocked`].
+    pub fn given_source(&self, name: &'static str) -> Result<&GivenInput, LockError> {
+        let found = self.gpu.given.iter().find(|input| input.name == name);
+        found.ok_or(LockError::NotLocked { name })
     }
 
     /// Names become paths and addresses, so they are checked before anything uses them.
     fn check(&self) -> Result<(), LockError> {
         let mut files = BTreeSet::new();
-        for input in self.inputs() {
+        for input in self.inputs(ImageProfile::Gpu) {
             let wrong = |problem| LockError::Value {
                 input: input.name.clone(),
                 problem,
@@ -240,6 +277,15 @@ impl Lock {
             }
             if !files.insert(&input.file) {
                 return Err(wrong("another input has the same `file`"));
+            }
+        }
+        for input in &self.gpu.given {
+            let plain = is_file_name(&input.name) && is_file_name(&input.file);
+            if !plain || !files.insert(&input.file) {
+                return Err(LockError::Value {
+                    input: input.name.clone(),
+                    problem: "`name` and `file` have to be plain file names, and `file` no other input's",
+                });
             }
         }
         Ok(())

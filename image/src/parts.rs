@@ -7,6 +7,7 @@ use std::{
 };
 
 use cocoon_evidence::Digest32;
+use cocoon_measurements::ImageProfile;
 
 use crate::{
     builder::BuilderRoot,
@@ -17,7 +18,7 @@ use crate::{
     package::Packages,
     program,
     progress::Progress,
-    recipe::{self, BUILDER, LIBTORCH, LibraryFolder, Linkage, Recipe},
+    recipe::{self, BUILDER, CUDA, LIBTORCH, LibraryFolder, Linkage, NVIDIA, Recipe},
     workshop::{Compiled, Made, Platform, Workshop},
 };
 
@@ -32,6 +33,8 @@ pub struct Parts {
     pub kernel: PathBuf,
     /// In the recipe's order.
     pub programs: Vec<PathBuf>,
+    /// In the recipe's order.
+    pub files: Vec<PathBuf>,
     /// Where the libraries that the programs need are looked for.
     pub libraries: Vec<LibraryFolder>,
     /// Whose packages those of Debian are from.
@@ -103,7 +106,8 @@ fn here(
         firmware_snp: None,
         kernel,
         programs,
-        libraries: folders(recipe, &places.libtorch, None),
+        files: files(recipe, &[(LIBTORCH, &places.libtorch)]),
+        libraries: folders(recipe, &[(LIBTORCH, &places.libtorch)]),
         packages: Packages::Installed,
         inputs,
         builder_root: None,
@@ -146,13 +150,20 @@ fn in_builder_root(
     }
     let firmware = keep(workshop.firmware(Platform::Tdx)?);
     let firmware_snp = keep(workshop.firmware(Platform::Snp)?);
-    let kernel = keep(workshop.kernel(&recipe.kernel)?);
+    let kernel = workshop.kernel(&recipe.kernel)?;
+    let mut places = vec![(LIBTORCH, libtorch), (BUILDER, builder.folder().to_owned())];
+    if request.profile == ImageProfile::Gpu {
+        places.push((NVIDIA, keep(workshop.driver(&kernel)?)));
+        places.push((CUDA, keep(workshop.cuda()?)));
+    }
+    let kernel = keep(kernel);
     Ok(Parts {
         firmware,
         firmware_snp: Some(firmware_snp),
         kernel,
         programs: compiled.iter().map(|program| program.path.clone()).collect(),
-        libraries: folders(recipe, &libtorch, Some(builder.folder())),
+        files: files(recipe, &places),
+        libraries: folders(recipe, &places),
         packages: Packages::of_builder(lock, &request.inputs, builder.folder())?,
         inputs,
         builder_root: Some(builder.digest),
@@ -161,21 +172,25 @@ fn in_builder_root(
 }
 
 /// The recipe's library folders on this machine.
-fn folders(recipe: &Recipe, libtorch: &Path, builder: Option<&Path>) -> Vec<LibraryFolder> {
-    let on_this_machine = |folder: &str| {
-        let folder = folder.replace(LIBTORCH, &libtorch.to_string_lossy());
-        match builder {
-            Some(builder) => folder.replace(BUILDER, &builder.to_string_lossy()),
-            None => folder,
-        }
-    };
-    recipe
-        .libraries
-        .iter()
-        .map(|library| LibraryFolder {
-            name: library.name.clone(),
-            folder: on_this_machine(&library.folder),
-            strip: library.strip,
-        })
+fn folders(recipe: &Recipe, places: &[(&str, impl AsRef<Path>)]) -> Vec<LibraryFolder> {
+    let folders = recipe.libraries.iter().map(|library| LibraryFolder {
+        name: library.name.clone(),
+        folder: on_this_machine(&library.folder, places),
+        strip: library.strip,
+    });
+    folders.collect()
+}
+
+fn files(recipe: &Recipe, places: &[(&str, impl AsRef<Path>)]) -> Vec<PathBuf> {
+    let files = recipe.files.iter();
+    files
+        .map(|file| on_this_machine(&file.from, places).into())
         .collect()
+}
+
+/// A recipe's path with the folder that its first word stands for.
+fn on_this_machine(path: &str, places: &[(&str, impl AsRef<Path>)]) -> String {
+    places.iter().fold(path.to_owned(), |path, (word, folder)| {
+        path.replace(word, &folder.as_ref().to_string_lossy())
+    })
 }

@@ -18,6 +18,10 @@ pub const FOLDER: &str = "image/recipe";
 pub const LIBTORCH: &str = "${LIBTORCH}";
 /// In a recipe, the builder root.
 pub const BUILDER: &str = "${BUILDER}";
+/// In a recipe, the libraries of CUDA and the GPU half of libtorch.
+pub const CUDA: &str = "${CUDA}";
+/// In a recipe, what was made of NVIDIA's driver.
+pub const NVIDIA: &str = "${NVIDIA}";
 /// The name of a library folder whose files are from Debian packages.
 pub const DEBIAN: &str = "debian";
 
@@ -36,6 +40,12 @@ pub struct Recipe {
     /// Programs of this workspace.
     #[serde(rename = "program")]
     pub programs: Vec<Program>,
+    /// Other files.
+    #[serde(default, rename = "file")]
+    pub files: Vec<File>,
+    /// Shared libraries that programs open by name while they run, so that nothing in their files says so.
+    #[serde(default)]
+    pub opened: Vec<String>,
     /// Where needed shared libraries are looked for, in order.
     #[serde(rename = "library")]
     pub libraries: Vec<LibraryFolder>,
@@ -69,6 +79,18 @@ pub struct Program {
     pub linkage: Linkage,
 }
 
+/// A file that no program of this workspace is, and its place in the root.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Absolute path in the root.
+    pub path: String,
+    /// Named as the source in the manifest.
+    pub name: String,
+    /// On this machine; starts with [`NVIDIA`].
+    pub from: String,
+}
+
 /// How a program gets its C library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,7 +107,7 @@ pub enum Linkage {
 pub struct LibraryFolder {
     /// Named as the source in the manifest.
     pub name: String,
-    /// On this machine; may start with [`LIBTORCH`] or [`BUILDER`].
+    /// On this machine; may start with [`LIBTORCH`], [`BUILDER`], [`CUDA`] or [`NVIDIA`].
     pub folder: String,
     /// Remove symbols that linking does not need.
     #[serde(default)]
@@ -155,22 +177,43 @@ mod tests {
     #[test]
     fn a_release_image_prints_nothing_simulates_nothing_and_takes_nothing_of_this_machine() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let recipe = Recipe::load(source, ImageProfile::Cpu).unwrap();
-        assert!(matches!(recipe.parts, Parts::InBuilderRoot));
-        assert!(recipe.programs.iter().all(|program| program.features.is_empty()));
-        assert!(!recipe.command_line.contains("console="));
-        assert!(!recipe.kernel.iter().any(|fragment| fragment.contains("dev")));
-        for library in &recipe.libraries {
-            let locked = library.folder.starts_with(LIBTORCH) || library.folder.starts_with(BUILDER);
-            assert!(locked, "{} is this machine's", library.folder);
-            assert!(!library.strip, "stripped by this machine's program");
+        for profile in [ImageProfile::Cpu, ImageProfile::Gpu] {
+            let recipe = Recipe::load(source, profile).unwrap();
+            assert!(matches!(recipe.parts, Parts::InBuilderRoot));
+            assert!(recipe.programs.iter().all(|program| program.features.is_empty()));
+            assert!(!recipe.command_line.contains("console="));
+            assert!(!recipe.kernel.iter().any(|fragment| fragment.contains("dev")));
+            let libraries = recipe.libraries.iter().map(|library| &library.folder);
+            for from in libraries.chain(recipe.files.iter().map(|file| &file.from)) {
+                let places = [LIBTORCH, BUILDER, CUDA, NVIDIA];
+                let locked = places.iter().any(|place| from.starts_with(place));
+                assert!(locked, "{from} is this machine's");
+            }
+            let stripped = recipe.libraries.iter().any(|library| library.strip);
+            assert!(!stripped, "by this machine's program");
         }
+    }
+
+    /// Modules look for firmware, and libraries for each other, under names with the version.
+    #[test]
+    fn the_image_for_gpus_names_files_of_the_locked_driver() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let recipe = Recipe::load(source, ImageProfile::Gpu).unwrap();
+        let lock = Lock::load(source).unwrap();
+        let version = &lock.given(ImageProfile::Gpu)[0].version;
+        let firmware = format!("/lib/firmware/nvidia/{version}/gsp_ga10x.bin");
+        assert!(
+            recipe.files.iter().any(|file| file.path == firmware),
+            "{firmware}"
+        );
+        let encryption = format!("libnvidia-pkcs11-openssl3.so.{version}");
+        assert!(recipe.opened.contains(&encryption), "{encryption}");
     }
 
     #[test]
     fn the_recipes_of_this_tree_are_well_formed() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for profile in [ImageProfile::Dev, ImageProfile::Cpu] {
+        for profile in [ImageProfile::Dev, ImageProfile::Cpu, ImageProfile::Gpu] {
             let recipe = Recipe::load(source, profile).unwrap();
             Ingredients::load(source, &Lock::load(source).unwrap(), &recipe.kernel).unwrap();
         }

@@ -1,5 +1,5 @@
-//! Collects what goes into an image's root file system: the recipe's directories and programs, and the libraries that
-//! the programs need. Nothing else can get in.
+//! Collects what goes into an image's root file system: the recipe's directories, programs and files, and the
+//! libraries that the programs need. Nothing else can get in.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -43,14 +43,18 @@ impl Root {
         }
         for (program, built) in recipe.programs.iter().zip(&parts.programs) {
             let (_, sha256) = hash_file(built).map_err(|source| file_error(built, source))?;
-            root.add(&program.path, built, &program.package, sha256)?;
+            root.add(&program.path, 0o755, built, &program.package, sha256)?;
         }
-        root.add_libraries(parts, cache)?;
+        for (file, made) in recipe.files.iter().zip(&parts.files) {
+            let (_, sha256) = hash_file(made).map_err(|source| file_error(made, source))?;
+            root.add(&file.path, 0o644, made, &file.name, sha256)?;
+        }
+        root.add_libraries(recipe, parts, cache)?;
         Ok(root)
     }
 
-    fn add_libraries(&mut self, parts: &Parts, cache: &Path) -> Result<(), BuildError> {
-        let libraries = library::closure(&parts.programs, &parts.libraries)?;
+    fn add_libraries(&mut self, recipe: &Recipe, parts: &Parts, cache: &Path) -> Result<(), BuildError> {
+        let libraries = library::closure(&parts.programs, &recipe.opened, &parts.libraries)?;
         let mut strip_version = String::new();
         if libraries.values().any(|library| library.strip) {
             strip_version = command::version("strip").map_err(BuildError::Strip)?;
@@ -65,13 +69,20 @@ impl Root {
                 self.packages.insert(install.clone(), package);
             }
             let path = library::prepared(library, &strip_version, cache)?;
-            self.add(install, &path, source, library.sha256)?;
+            self.add(install, 0o755, &path, source, library.sha256)?;
         }
         Ok(())
     }
 
-    fn add(&mut self, install: &str, path: &Path, source: &str, sha256: Digest32) -> Result<(), BuildError> {
-        self.tree.add_file(install, 0o755, Content::of_file(path)?)?;
+    fn add(
+        &mut self,
+        install: &str,
+        mode: u32,
+        path: &Path,
+        source: &str,
+        sha256: Digest32,
+    ) -> Result<(), BuildError> {
+        self.tree.add_file(install, mode, Content::of_file(path)?)?;
         self.sources.insert(install.to_owned(), source.to_owned());
         self.inputs.insert(format!("{source}: {install}"), sha256);
         Ok(())

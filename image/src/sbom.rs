@@ -25,7 +25,7 @@ use crate::{
     crates::{CratesError, checksums},
     input::hash_file,
     kernel::KERNEL_SOURCE,
-    lock::{self, Lock, LockError, LockedInput},
+    lock::{self, Lock, LockError, LockedInput, Wheel},
     recipe::{Recipe, RecipeError},
 };
 
@@ -112,6 +112,9 @@ pub fn sbom(folder: &Path, source: &Path) -> Result<Bom, SbomError> {
     parts.add_sources(&manifest, origin, &lock);
     parts.add_programs(&manifest, source)?;
     parts.add_libraries(&manifest, &lock);
+    if manifest.profile == ImageProfile::Gpu {
+        parts.add_gpu_inputs(&manifest, &lock);
+    }
     Ok(parts.finish(&manifest, origin))
 }
 
@@ -269,6 +272,27 @@ impl Parts {
         }
     }
 
+    /// What the root's driver and CUDA's libraries were taken out of. Which of the wheels a library was in, no manifest
+    /// says.
+    fn add_gpu_inputs(&mut self, manifest: &Manifest, lock: &Lock) {
+        let given = lock.gpu.given.iter().map(|input| {
+            let reference = format!("given:{}", input.name);
+            let component = Component::new(Kind::Library, reference, &input.name);
+            let component = Component {
+                version: Some(input.version.clone()),
+                ..component
+            };
+            component
+                .hashed(input.sha256)
+                .with("cocoon:file", input.file.as_str())
+        });
+        let wheels = lock.gpu.sources.iter().map(|wheel| locked(Kind::Library, wheel));
+        for component in given.chain(wheels) {
+            let reference = self.add(component);
+            self.need(&root_file(manifest), &reference);
+        }
+    }
+
     fn finish(mut self, manifest: &Manifest, origin: &Origin) -> Bom {
         let profile = match manifest.profile {
             ImageProfile::Dev => "dev",
@@ -314,7 +338,11 @@ fn root_file(manifest: &Manifest) -> String {
 /// Something that the lock names.
 fn locked(kind: Kind, input: &LockedInput) -> Component {
     let component = match input.kind {
-        lock::Kind::Wheel => Component::package(kind, "pypi", &input.name, &input.version, ""),
+        lock::Kind::Wheel => {
+            let wheel = Wheel::parse(&input.file).expect("the lock was checked");
+            let name = wheel.name.replace('_', "-");
+            Component::package(kind, "pypi", &name, &input.version, "")
+        }
         lock::Kind::Debian => {
             let name = input.file.split('_').next().unwrap_or(&input.name);
             let qualifiers = format!("?arch={}&distro=debian", input.arch);

@@ -1,8 +1,9 @@
-//! A part of a release image that one of the recipe's scripts makes in the builder root: firmware, libtorch.
+//! A part of a release image that one of the recipe's scripts makes in the builder root: firmware, libtorch, NVIDIA's
+//! driver.
 //!
-//! The script finds its locked inputs in `/inputs` under the names that the lock gives them, and leaves one file or
-//! folder in `/build`. That is kept in the cache under a digest of everything that decides it: builder root, inputs,
-//! script and arguments. How many compilers run at a time is told in `JOBS` and decides nothing.
+//! The script finds its locked inputs in `/inputs` under the names that the lock gives them, a part that it builds upon
+//! in `/source`, and leaves one file or folder in `/build`. That is kept in the cache under a digest of everything that
+//! decides it: builder root, inputs, script, arguments and the other part's inputs. How many compilers run at a time is told in `JOBS` and decides nothing.
 
 use std::{
     collections::BTreeMap,
@@ -15,11 +16,13 @@ use cocoon_evidence::Digest32;
 use crate::{
     builder::BuilderRoot,
     command::{self, CommandError},
+    given::{GivenError, GivenInput},
     input::{InputError, Sources},
     lock::{Lock, LockError, LockedInput},
     publish::{WORK_PREFIX, remove_killed},
     recipe,
-    sandbox::BUILD,
+    sandbox::{BUILD, Bind},
+    workshop::Made,
 };
 
 /// Changes when this module calls scripts differently.
@@ -34,6 +37,10 @@ pub struct Script<'a> {
     pub name: &'static str,
     /// What the lock calls its inputs.
     pub inputs: &'static [&'static str],
+    /// Those that have to be brought.
+    pub given: &'static [&'static str],
+    /// The folder that it sees as `/source`.
+    pub source: Option<&'a Made>,
     /// As the script wants them.
     pub arguments: &'a [&'a str],
     /// What it leaves in `/build`.
@@ -48,6 +55,8 @@ pub struct ScriptPlan {
     name: &'static str,
     text: Vec<u8>,
     inputs: Vec<LockedInput>,
+    given: Vec<GivenInput>,
+    source: Option<Made>,
     arguments: Vec<String>,
     key: Digest32,
 }
@@ -61,6 +70,9 @@ pub enum ScriptError {
     /// An input is not at hand.
     #[error("what it is made from is not at hand")]
     Input(#[from] InputError),
+    /// What has to be brought is not at hand.
+    #[error("what it is made from was not brought")]
+    Given(#[from] GivenError),
     /// A step failed.
     #[error("its script failed; the whole log is {}", log.display())]
     Run {
@@ -70,7 +82,7 @@ pub enum ScriptError {
         source: CommandError,
     },
     /// The cache or the recipe cannot be used.
-    #[error("cannot use {} (it takes 2 GB for some minutes)", path.display())]
+    #[error("cannot use {} (it takes a few GB for some minutes)", path.display())]
     File {
         /// Which path.
         path: PathBuf,
@@ -88,12 +100,15 @@ impl ScriptPlan {
         let path = source.join(recipe::FOLDER).join(script.name);
         let text = fs::read(&path).map_err(|source| file_error(&path, source))?;
         let inputs = script.inputs.iter().map(|name| lock.source(name).cloned());
+        let given = script.given.iter().map(|name| lock.given_source(name).cloned());
         let mut plan = Self {
             part: script.part,
             result: script.result,
             name: script.name,
             text,
             inputs: inputs.collect::<Result<_, _>>()?,
+            given: given.collect::<Result<_, _>>()?,
+            source: script.source.cloned(),
             arguments: script.arguments.iter().map(ToString::to_string).collect(),
             key: root,
         };
@@ -103,10 +118,11 @@ impl ScriptPlan {
 
     /// Over the method, the root, and every name and content in order, each preceded by its length.
     fn key(&self, root: Digest32) -> Digest32 {
-        let named = self
-            .inputs
-            .iter()
-            .flat_map(|input| [input.name.as_bytes(), input.sha256.as_bytes()]);
+        let fetched = self.inputs.iter().map(|input| (&input.name, &input.sha256));
+        let given = self.given.iter().map(|input| (&input.name, &input.sha256));
+        let beside = self.source.iter().flat_map(|made| &made.inputs);
+        let named = fetched.chain(given).chain(beside);
+        let named = named.flat_map(|(name, sha256)| [name.as_bytes(), sha256.as_bytes()]);
         let parts: Vec<&[u8]> = [METHOD.as_bytes(), root.as_bytes(), &self.text]
             .into_iter()
             .chain(named)
@@ -124,6 +140,7 @@ impl ScriptPlan {
     pub fn inputs(&self) -> BTreeMap<String, Digest32> {
         let mut inputs = BTreeMap::from([(self.name.to_owned(), Digest32::of(&self.text))]);
         inputs.extend(self.inputs.iter().map(|input| (input.file.clone(), input.sha256)));
+        inputs.extend(self.given.iter().map(|input| (input.file.clone(), input.sha256)));
         inputs
     }
 
@@ -148,7 +165,12 @@ impl ScriptPlan {
         let (inputs, build) = (work.path().join("inputs"), work.path().join("build"));
         self.lay_out(sources, &inputs, &build)?;
 
-        let sandbox = root.sandbox([(&inputs, "/inputs", false), (&build, BUILD, true)]);
+        let mut sandbox = root.sandbox([(&inputs, "/inputs", false), (&build, BUILD, true)]);
+        sandbox.binds.extend(self.source.iter().map(|made| Bind {
+            from: made.path.clone(),
+            to: "/source".into(),
+            writable: false,
+        }));
         let log = folder.join("build.log");
         fs::write(&log, "").map_err(|source| file_error(&log, source))?;
         let mut bash = sandbox.command("/bin/bash", &[("JOBS", &jobs.to_string())]);
@@ -171,11 +193,16 @@ impl ScriptPlan {
         }
         let script = inputs.join(self.name);
         fs::write(&script, &self.text).map_err(|source| file_error(&script, source))?;
+        let lay = |name: &str, found: &Path| {
+            let to = inputs.join(name);
+            let linked = fs::hard_link(found, &to).or_else(|_| fs::copy(found, &to).map(|_| ()));
+            linked.map_err(|source| file_error(found, source))
+        };
         for input in &self.inputs {
-            let found = sources.find(input)?;
-            let to = inputs.join(&input.name);
-            let linked = fs::hard_link(&found, &to).or_else(|_| fs::copy(&found, &to).map(|_| ()));
-            linked.map_err(|source| file_error(&found, source))?;
+            lay(&input.name, &sources.find(input)?)?;
+        }
+        for input in &self.given {
+            lay(&input.name, &input.find(sources)?)?;
         }
         Ok(())
     }
@@ -202,6 +229,8 @@ mod tests {
             part: "firmware",
             name: "firmware.sh",
             inputs: &["edk2", "edk2-debian"],
+            given: &["nvidia-driver"],
+            source: None,
             arguments,
             result: "firmware.fd",
         };
@@ -221,6 +250,23 @@ mod tests {
         let mut other = plan(source.path(), &["a", "b"], b"root");
         other.inputs[1].sha256 = Digest32::of(b"other patches");
         assert_ne!(other.key(Digest32::of(b"root")), base);
+        let mut other = plan(source.path(), &["a", "b"], b"root");
+        other.given[0].sha256 = Digest32::of(b"another driver");
+        assert_ne!(other.key(Digest32::of(b"root")), base);
+        let mut other = plan(source.path(), &["a", "b"], b"root");
+        other.source = Some(Made {
+            path: "modules-tree".into(),
+            inputs: [("kernel.config".to_owned(), Digest32::of(b"CONFIG_MODULES=y"))].into(),
+        });
+        let of_one_kernel = other.key(Digest32::of(b"root"));
+        assert_ne!(of_one_kernel, base);
+        other
+            .source
+            .as_mut()
+            .unwrap()
+            .inputs
+            .insert("patch".into(), Digest32::of(b"a patch"));
+        assert_ne!(other.key(Digest32::of(b"root")), of_one_kernel);
         fs::write(recipe.join("firmware.sh"), "make something else").unwrap();
         assert_ne!(plan(source.path(), &["a", "b"], b"root").key, base);
     }

@@ -17,7 +17,7 @@ use crate::{
     command::CommandError,
     crates::{self, CratesError},
     input::Sources,
-    kernel::{Ingredients, KernelError, KernelPlan},
+    kernel::{Ingredients, KernelError, KernelPlan, MODULES_TREE},
     lock::Lock,
     program::{self, LockedPlaces},
     progress::Progress,
@@ -25,6 +25,26 @@ use crate::{
     recipe::Program,
     script::{Script, ScriptError, ScriptPlan},
 };
+
+/// What the lock calls NVIDIA's driver.
+const DRIVER: &str = "nvidia-driver";
+/// What the lock calls the wheels with CUDA's libraries, and PyTorch's.
+const CUDA: [&str; 14] = [
+    "torch",
+    "cublas",
+    "cuda-runtime",
+    "cudnn",
+    "cufft",
+    "cufile",
+    "cupti",
+    "curand",
+    "cusparse",
+    "cusparselt",
+    "nccl",
+    "nvjitlink",
+    "nvrtc",
+    "nvshmem",
+];
 
 /// For which kind of machine firmware is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +107,12 @@ pub enum PartError {
     /// libtorch.
     #[error("there is no libtorch")]
     Libtorch(#[source] ScriptError),
+    /// CUDA's libraries.
+    #[error("there are no CUDA libraries")]
+    Cuda(#[source] ScriptError),
+    /// NVIDIA's driver.
+    #[error("there is no GPU driver")]
+    Driver(#[source] ScriptError),
     /// The programs' crates.
     #[error("the programs' crates are not at hand")]
     Crates(#[from] CratesError),
@@ -111,7 +137,7 @@ pub enum PartError {
 }
 
 /// A part that the cache keeps.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Made {
     /// The file or folder.
     pub path: PathBuf,
@@ -137,6 +163,8 @@ impl Workshop<'_> {
             part: "firmware",
             name: "firmware.sh",
             inputs: &["edk2", "edk2-debian"],
+            given: &[],
+            source: None,
             arguments: &[platform.description()],
             result: "firmware.fd",
         };
@@ -156,11 +184,56 @@ impl Workshop<'_> {
             part: "libtorch",
             name: "libtorch.sh",
             inputs: &["torch"],
+            given: &[],
+            source: None,
             arguments: &["/inputs/torch", "/build/libtorch", "strip"],
             result: "libtorch",
         };
         let stage = "libtorch: fetching the wheel (531 MB) if need be, and unpacking";
         self.make(script, stage).map_err(PartError::Libtorch)
+    }
+
+    /// The folder with the libraries of CUDA and the half of libtorch that calls them, in `lib/`.
+    ///
+    /// # Errors
+    /// See [`PartError`].
+    pub fn cuda(&self) -> Result<Made, PartError> {
+        let script = Script {
+            part: "cuda",
+            name: "cuda.sh",
+            inputs: &CUDA,
+            given: &[],
+            source: None,
+            arguments: &["/inputs", "/build/cuda"],
+            result: "cuda",
+        };
+        let stage = "CUDA: fetching 13 wheels (1.8 GB) if need be, and unpacking";
+        self.make(script, stage).map_err(PartError::Cuda)
+    }
+
+    /// The folder with what the root has of NVIDIA's driver: modules for this kernel, the GPU's firmware, and libraries
+    /// in `lib/`.
+    ///
+    /// # Errors
+    /// See [`PartError`].
+    pub fn driver(&self, kernel: &Made) -> Result<Made, PartError> {
+        let driver = self.lock.given_source(DRIVER);
+        let version = &driver.map_err(|error| PartError::Driver(error.into()))?.version;
+        let tree = Made {
+            path: kernel.path.with_file_name(MODULES_TREE),
+            inputs: kernel.inputs.clone(),
+        };
+        let script = Script {
+            part: "nvidia",
+            name: "nvidia.sh",
+            inputs: &[],
+            given: &[DRIVER],
+            source: Some(&tree),
+            arguments: &["/inputs/nvidia-driver", version, "/source", "/build/nvidia"],
+            result: "nvidia",
+        };
+        let stage = "NVIDIA's driver: unpacking, and compiling modules, about 3 minutes";
+        self.make(script, stage).map_err(PartError::Driver)
     }
 
     fn make(&self, script: Script, stage: &str) -> Result<Made, ScriptError> {
@@ -255,5 +328,23 @@ impl Workshop<'_> {
 
     fn kept(&self, cached: Option<PathBuf>) -> Option<PathBuf> {
         cached.filter(|_| !self.fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_only_the_image_for_gpus_is_made_of_is_used() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let lock = Lock::load(source).unwrap();
+        lock.given_source(DRIVER).unwrap();
+        let locked = lock.gpu.sources.iter().map(|input| input.name.as_str());
+        let mut locked: Vec<_> = locked.chain(["torch"]).collect();
+        let mut used = CUDA;
+        locked.sort_unstable();
+        used.sort_unstable();
+        assert_eq!(locked, used);
     }
 }

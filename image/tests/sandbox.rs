@@ -41,7 +41,7 @@ impl House {
             folder: folder.into(),
             strip: false,
         });
-        for library in closure(&programs, &folders).unwrap().values() {
+        for library in closure(&programs, &[], &folders).unwrap().values() {
             copy(&library.path, &root.join(&library.install[1..]));
         }
         for program in &programs {

@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::ValueEnum;
 use cocoon_image::{
     image::{self, Outcome, Request},
     lock::Lock,
@@ -15,7 +14,7 @@ use cocoon_image::{
 };
 use cocoon_measurements::ImageProfile;
 
-use super::{InputArguments, WorkArguments, sign::source};
+use super::{InputArguments, Profile, WorkArguments, sign::source};
 
 const LIBTORCH: &str = "libtorch-2.11.0";
 
@@ -23,6 +22,7 @@ const LIBTORCH: &str = "libtorch-2.11.0";
 pub(crate) struct BuildArguments {
     /// Which image. `dev` has a console and can run without TDX, simulated; never use it for other people's prompts.
     /// It is compiled with this machine's compilers; all others in the builder root, the same bytes for everybody.
+    /// `gpu` needs NVIDIA's driver, which you have to bring; without it this says from where, and ends with 3.
     #[arg(long)]
     profile: Profile,
     /// The folder that the image appears as. An older image there is replaced when the new one is complete.
@@ -37,18 +37,9 @@ pub(crate) struct BuildArguments {
     inputs: InputArguments,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Profile {
-    Dev,
-    Cpu,
-}
-
 pub(crate) fn build(arguments: BuildArguments) -> anyhow::Result<()> {
     let progress = Progress::start();
-    let profile = match arguments.profile {
-        Profile::Dev => ImageProfile::Dev,
-        Profile::Cpu => ImageProfile::Cpu,
-    };
+    let profile = arguments.profile.into();
     let out = arguments.out;
     let BuildArguments {
         libtorch,

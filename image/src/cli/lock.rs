@@ -9,29 +9,29 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use cocoon_image::{
     builder::BuilderRoot,
-    image,
-    input::{self, InputError},
+    image, input,
     lock::{self, Lock},
     progress::Progress,
     recipe,
     suite::{self, KEYRING},
     toolchain::Toolchain,
 };
+use cocoon_measurements::ImageProfile;
 
-use super::InputArguments;
+use super::{InputArguments, Profile, is_missing_input};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
     /// Say which inputs are on this machine, and check the content of those that are. Exit code 3: some are
     /// missing.
-    Check(InputArguments),
+    Check(Selection),
     /// Fetch what is missing into the cache; afterwards a build needs no network.
     Fetch {
         /// Only this input, and print where it lies.
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
         #[command(flatten)]
-        inputs: InputArguments,
+        selection: Selection,
     },
     /// Unpack the builder root into the cache, if it is not there, and print its folder.
     Unpack(InputArguments),
@@ -53,58 +53,89 @@ pub(crate) enum LockCommand {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
         #[command(flatten)]
-        inputs: InputArguments,
+        selection: Selection,
     },
+}
+
+/// Which inputs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Selection {
+    /// Those of which image. `gpu`: also 1.8 GB of CUDA libraries, and NVIDIA's driver, which you have to bring.
+    #[arg(long, default_value = "cpu")]
+    profile: Profile,
+    #[command(flatten)]
+    inputs: InputArguments,
 }
 
 pub(crate) fn lock(command: LockCommand) -> anyhow::Result<()> {
     match command {
-        LockCommand::Check(inputs) => check(&inputs),
-        LockCommand::Fetch { only: None, inputs } => fetch(&inputs),
+        LockCommand::Check(selection) => check(&selection),
+        LockCommand::Fetch {
+            only: None,
+            selection,
+        } => fetch(&selection),
         LockCommand::Fetch {
             only: Some(name),
-            inputs,
-        } => fetch_one(&name, &inputs),
+            selection,
+        } => fetch_one(&name, &selection.inputs),
         LockCommand::Unpack(inputs) => unpack(&inputs),
         LockCommand::Update {
             mirror,
             keyring,
             inputs,
         } => update(mirror, &keyring, &inputs),
-        LockCommand::Bundle { folder, inputs } => bundle(&folder, &inputs),
+        LockCommand::Bundle { folder, selection } => bundle(&folder, &selection),
     }
 }
 
-/// Reports all inputs before it fails for the first.
-fn check(arguments: &InputArguments) -> anyhow::Result<()> {
-    let lock = Lock::load(&arguments.source()?)?;
-    let sources = arguments.sources(&lock)?;
-    let mut first_error = None;
-    for input in lock.inputs() {
-        let state = match sources.at_hand(input) {
-            Ok(Some(path)) => path.display().to_string(),
-            Ok(None) => {
-                let missing = sources.missing(input, "");
-                first_error.get_or_insert(missing);
-                "missing".to_owned()
-            }
-            Err(error) => {
-                first_error = Some(error);
-                "WRONG CONTENT".to_owned()
-            }
-        };
-        println!("{} {}: {state}", input.name, input.version);
-    }
+/// Reports all inputs before it fails for one: rather one that is wrong than one that is missing, rather one that has
+/// to be brought than one that is only to be fetched.
+fn check(selection: &Selection) -> anyhow::Result<()> {
+    let Selection { profile, inputs } = selection;
+    let profile = (*profile).into();
+    let lock = Lock::load(&inputs.source()?)?;
+    let sources = inputs.sources(&lock)?;
+    let given = lock.given(profile).iter().map(|input| {
+        let found = input.find(&sources).map_err(anyhow::Error::from);
+        report(&input.name, &input.version, found)
+    });
+    let fetched = lock.inputs(profile).map(|input| {
+        let found = sources.at_hand(input).map_err(anyhow::Error::from);
+        let found = found.and_then(|path| Ok(path.ok_or_else(|| sources.missing(input, ""))?));
+        report(&input.name, &input.version, found)
+    });
+    let mut errors: Vec<_> = given.chain(fetched).flatten().collect();
     let rust = Toolchain::find(&lock.rust)?;
     println!("rust {}: {}", lock.rust.version, rust.sysroot.display());
-    first_error.map_or(Ok(()), |error: InputError| Err(error.into()))
+    let wrong = errors.iter().position(|error| !is_missing_input(error));
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(errors.swap_remove(wrong.unwrap_or_default()))
 }
 
-fn fetch(arguments: &InputArguments) -> anyhow::Result<()> {
-    let lock = Lock::load(&arguments.source()?)?;
-    let sources = arguments.sources(&lock)?;
+/// Prints where an input is, or what is wrong with it.
+fn report(name: &str, version: &str, found: anyhow::Result<PathBuf>) -> Option<anyhow::Error> {
+    let state = match &found {
+        Ok(path) => path.display().to_string(),
+        Err(error) if is_missing_input(error) => "missing".to_owned(),
+        Err(_) => "WRONG CONTENT".to_owned(),
+    };
+    println!("{name} {version}: {state}");
+    found.err()
+}
+
+fn fetch(selection: &Selection) -> anyhow::Result<()> {
+    let Selection { profile, inputs } = selection;
+    let profile = (*profile).into();
+    let lock = Lock::load(&inputs.source()?)?;
+    let sources = inputs.sources(&lock)?;
+    // Before gigabytes that would be of no use without it.
+    for input in lock.given(profile) {
+        input.find(&sources)?;
+    }
     let (mut files, mut bytes) = (0, 0);
-    for input in lock.inputs() {
+    for input in lock.inputs(profile) {
         sources.find(input)?;
         files += 1;
         bytes += input.bytes;
@@ -115,7 +146,9 @@ fn fetch(arguments: &InputArguments) -> anyhow::Result<()> {
 
 fn fetch_one(name: &str, arguments: &InputArguments) -> anyhow::Result<()> {
     let lock = Lock::load(&arguments.source()?)?;
-    let input = lock.inputs().find(|input| input.name == name);
+    // Of all profiles: a name is asked for because it is wanted.
+    let mut inputs = lock.inputs(ImageProfile::Gpu);
+    let input = inputs.find(|input| input.name == name);
     let input = input.with_context(|| format!("image.lock names no input {name}"))?;
     println!("{}", arguments.sources(&lock)?.find(input)?.display());
     Ok(())
@@ -156,10 +189,12 @@ fn update(mirror: Option<String>, keyring: &Path, arguments: &InputArguments) ->
     Ok(())
 }
 
-fn bundle(folder: &Path, arguments: &InputArguments) -> anyhow::Result<()> {
-    let lock = Lock::load(&arguments.source()?)?;
-    let inputs: Vec<_> = lock.inputs().collect();
-    input::write_bundle(&arguments.sources(&lock)?, &inputs, folder)?;
-    println!("{} inputs in {}", inputs.len(), folder.display());
+/// What has to be brought is not passed on.
+fn bundle(folder: &Path, selection: &Selection) -> anyhow::Result<()> {
+    let Selection { profile, inputs } = selection;
+    let lock = Lock::load(&inputs.source()?)?;
+    let wanted: Vec<_> = lock.inputs((*profile).into()).collect();
+    input::write_bundle(&inputs.sources(&lock)?, &wanted, folder)?;
+    println!("{} inputs in {}", wanted.len(), folder.display());
     Ok(())
 }

@@ -7,14 +7,17 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 use cocoon_image::{
     command::CommandError,
+    given::GivenError,
     image::BuildError,
     input::{DEBIAN_ARCHIVE, InputError, Sources},
     lock::Lock,
     recipe,
     toolchain::ToolchainError,
 };
+use cocoon_measurements::ImageProfile;
 
 mod build;
 mod enter;
@@ -36,6 +39,24 @@ pub(crate) use verify::{VerifyArguments, verify};
 
 /// Exit code: the files are not those that they should be.
 pub(crate) const DIFFERS: u8 = 10;
+
+/// Which image.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Profile {
+    Dev,
+    Cpu,
+    Gpu,
+}
+
+impl From<Profile> for ImageProfile {
+    fn from(profile: Profile) -> Self {
+        match profile {
+            Profile::Dev => Self::Dev,
+            Profile::Cpu => Self::Cpu,
+            Profile::Gpu => Self::Gpu,
+        }
+    }
+}
 
 /// Where things are, for every subcommand that uses locked inputs.
 #[derive(Debug, clap::Args)]
@@ -117,6 +138,7 @@ pub(crate) fn is_missing_input(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref().is_some_and(BuildError::is_missing_input)
             || matches!(cause.downcast_ref(), Some(InputError::Missing { .. }))
+            || matches!(cause.downcast_ref(), Some(GivenError::NotGiven { .. }))
             || matches!(cause.downcast_ref(), Some(ToolchainError::Missing { .. }))
             || matches!(cause.downcast_ref(), Some(CommandError::MissingTool { .. }))
     })

@@ -13,13 +13,12 @@ use cocoon_image::{
     input::hash_file,
     lock::Lock,
     progress::Progress,
-    recipe::{self, Linkage, Program},
+    recipe::{self, Linkage, Program, Recipe},
     workshop::{Platform, Workshop},
 };
+use cocoon_measurements::ImageProfile;
 
 use super::{InputArguments, WorkArguments};
-
-const KERNEL_CONFIG: &str = "kernel.config";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PartArguments {
@@ -40,6 +39,8 @@ enum Part {
     Agent,
     /// The kernel, as release images have it: nothing that prints.
     Kernel,
+    /// The kernel of images for GPUs, which loads modules of the root.
+    KernelGpu,
     /// The engine, linked to libtorch.
     Engine,
     /// UEFI firmware for Intel TDX.
@@ -73,7 +74,8 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     let out = &arguments.out;
     match arguments.part {
         Part::Agent => deliver(&workshop.program(&agent(), None)?.path, out)?,
-        Part::Kernel => deliver(&workshop.kernel(&[KERNEL_CONFIG.to_owned()])?.path, out)?,
+        Part::Kernel => deliver(&kernel(&workshop, ImageProfile::Cpu)?, out)?,
+        Part::KernelGpu => deliver(&kernel(&workshop, ImageProfile::Gpu)?, out)?,
         Part::Engine => {
             let libtorch = workshop.libtorch()?.path;
             deliver(&workshop.program(&engine(), Some(&libtorch))?.path, out)?;
@@ -87,6 +89,11 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     println!("builder root {}", builder.digest);
     println!("sha256       {sha256}");
     Ok(())
+}
+
+fn kernel(workshop: &Workshop, profile: ImageProfile) -> anyhow::Result<PathBuf> {
+    let recipe = Recipe::load(workshop.source, profile)?;
+    Ok(workshop.kernel(&recipe.kernel)?.path)
 }
 
 fn agent() -> Program {

@@ -171,6 +171,26 @@ fn a_builder_root_is_listed_as_tools_with_the_sources_of_the_firmware() {
     );
 }
 
+#[test]
+fn an_image_for_gpus_has_its_driver_and_wheels_in_the_bill_and_no_other_has() {
+    let bom = document(&house(|manifest| manifest.profile = ImageProfile::Gpu));
+    let lock = Lock::load(source()).unwrap();
+    let driver = &lock.given(ImageProfile::Gpu)[0];
+    let component = component(&bom, "given:nvidia-driver");
+    assert_eq!(component["version"], driver.version.as_str());
+    assert_eq!(component["hashes"][0]["content"], driver.sha256.to_string());
+    let inside = closure_of(&bom, "file:root.img");
+    for part in [
+        "given:nvidia-driver",
+        "pkg:pypi/nvidia-cublas@",
+        "pkg:pypi/nvidia-cudnn-cu13@",
+    ] {
+        assert!(inside.iter().any(|one| one.starts_with(part)), "{part}");
+    }
+    let others = closure_of(&document(&house(|_| {})), "file:root.img");
+    assert!(!others.iter().any(|one| one.contains("nvidia")), "{others:?}");
+}
+
 /// So that one finds an image by a flaw's package and version.
 #[test]
 fn a_debian_library_is_in_the_bill_as_its_package() {
