@@ -14,6 +14,7 @@ pub mod control;
 #[cfg(feature = "simulated")]
 pub mod danger;
 mod dm;
+pub mod driver;
 pub mod engine;
 #[cfg(feature = "simulated")]
 pub mod firmware_log;

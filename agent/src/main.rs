@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, thread, time::Duration};
 use cocoon_agent::{
     boot::{self, Disks, Parts},
     console::{Console, EXPORT},
+    driver::{self, DriverError},
     engine::Engine,
     guest,
     host::HostClient,
@@ -83,6 +84,7 @@ async fn serve(
     host: Arc<HostClient>,
 ) -> Result<(), String> {
     mounted.map_err(|error| format!("{error}: {}", error.cause()))?;
+    start_driver().map_err(|error| error.to_string())?;
     modules::lock(Path::new(modules::SWITCH)).map_err(|error| error.to_string())?;
     system::allow_open_files(OPEN_FILES)
         .map_err(|error| format!("allowing {OPEN_FILES} open files: {error}"))?;
@@ -138,6 +140,14 @@ async fn serve(
     guest::run(guest, dial, https, &mut control, Deadlines::default())
         .await
         .map_err(|error| error.to_string())
+}
+
+/// In images for GPUs.
+fn start_driver() -> Result<(), DriverError> {
+    if driver::load(Path::new(driver::FOLDER), driver::insert)? {
+        driver::make_files(&driver::devices(Path::new("/proc"))?, Path::new("/dev"))?;
+    }
+    Ok(())
 }
 
 /// As PID 1 this process collects every ended process of the guest.
