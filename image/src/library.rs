@@ -166,13 +166,15 @@ pub fn closure(
     folders: &[LibraryFolder],
 ) -> Result<BTreeMap<String, Library>, LibraryError> {
     let mut found = BTreeMap::new();
-    let mut open: Vec<PathBuf> = programs.to_vec();
+    let mut open = vec![];
     for name in opened {
         let install = format!("{INSTALL_FOLDER}/{name}");
         let library = locate(name, install, Path::new("the recipe"), folders)?;
         open.push(library.path.clone());
         found.insert(name.clone(), library);
     }
+    // The last comes first: only programs know where the dynamic linker has to lie, which libraries name, too.
+    open.extend_from_slice(programs);
     while let Some(path) = open.pop() {
         let needs = needs(&path)?;
         // The dynamic linker is found by its path, everything else by its name.
@@ -339,6 +341,24 @@ mod tests {
             error.to_string().contains("libc.so, which the recipe needs"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_linker_keeps_its_path_where_a_library_opened_by_name_needs_it() {
+        let dir = tempfile::tempdir().unwrap();
+        chain(dir.path());
+        let shared = ["-nostdlib", "-shared", "-fPIC"];
+        let linker = [
+            &shared[..],
+            &["-Wl,-soname,ld-linux-x86-64.so.2", "-o", "linker.so", "b.c"],
+        ];
+        gcc(dir.path(), &linker.concat());
+        let opened = [&shared[..], &["-o", "libopened.so", "a.c", "linker.so"]];
+        gcc(dir.path(), &opened.concat());
+        let program = dir.path().join("program");
+        let found = closure(&[program], &["libopened.so".into()], &[folder(dir.path(), false)]).unwrap();
+        let linker = &found["ld-linux-x86-64.so.2"];
+        assert_eq!(linker.install, "/lib64/ld-linux-x86-64.so.2");
     }
 
     #[test]
