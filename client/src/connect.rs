@@ -148,7 +148,7 @@ pub(crate) async fn prove(
         let evidence = fetch_evidence(&mut connection, &challenge.nonce, deadlines).await?;
         record.evidence = Some(evidence.into());
         let proof = record.judge_fresh(certified, policy, made)?;
-        Ok((connection.fall_silent().await?, proof))
+        Ok((connection.fall_silent(deadlines.exchange).await?, proof))
     }
     .await;
     (Some(record), proven)

@@ -25,6 +25,10 @@ pub enum Step {
     Grant,
     /// `POST /v1/chat/completions`.
     Chat,
+    /// From the request to the first text of its answer.
+    FirstText,
+    /// From one text of the answer to the next.
+    NextText,
 }
 
 impl fmt::Display for Step {
@@ -37,6 +41,8 @@ impl fmt::Display for Step {
             Self::Evidence => "asking for fresh evidence",
             Self::Grant => "offering the grant",
             Self::Chat => "the chat request",
+            Self::FirstText => "the first text of the answer",
+            Self::NextText => "the next text of the answer",
         })
     }
 }
@@ -45,7 +51,7 @@ impl fmt::Display for Step {
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     /// The other side took too long.
-    #[error("{step} was not finished within {after_ms} ms")]
+    #[error("{step} took longer than {after_ms} ms")]
     Stalled {
         /// Doing what.
         step: Step,

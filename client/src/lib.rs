@@ -18,6 +18,7 @@ mod endpoint;
 mod exchange;
 mod exit;
 mod judged;
+mod patience;
 mod pay;
 mod plain;
 mod proof;

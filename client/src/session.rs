@@ -12,12 +12,13 @@ use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
 use hyper::{Method, Response, StatusCode, body::Incoming};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
 
 use crate::{
     AttestedStream, ChatMessage, ConnectError, Deadlines, ExchangeError, Proof, ReceiptFault, Step,
     Verification, api, clock,
     exchange::{Ask, status_error, within},
+    patience::Patience,
     proof::Moment,
     receipt::{self, Expected},
     stream::{Event, Events},
@@ -255,12 +256,9 @@ impl PaidSession {
         };
         let ask = json_ask(Step::Chat, CHAT_PATH, &request);
         let request_body = ask.body.clone();
-        let deadlines = self.session.deadlines;
-        let received = within(Step::Chat, deadlines.answer, async {
-            let body = self.start(ask).await?;
-            Received::read(body, &deadlines, &mut on_text).await
-        })
-        .await??;
+        let mut patience = Patience::for_stream(&self.session.deadlines);
+        let body = self.start(ask, &mut patience).await?;
+        let received = Received::read(body, patience, &mut on_text).await?;
         let paid = self.conclude(&received.transcript, &request_body, options.output_tokens_max)?;
         Ok(Answer {
             text: received.transcript.text,
@@ -275,7 +273,11 @@ impl PaidSession {
 
     /// Sends a request as somebody else wrote it. The answer, whatever its status, is still to be read; then
     /// [`Self::conclude`] tells whether it was paid for as agreed.
-    pub(crate) async fn ask(&mut self, body: Bytes) -> Result<Response<Incoming>, ExchangeError> {
+    pub(crate) async fn ask(
+        &mut self,
+        body: Bytes,
+        patience: &mut Patience,
+    ) -> Result<Response<Incoming>, ExchangeError> {
         let ask = Ask {
             step: Step::Chat,
             method: Method::POST,
@@ -283,8 +285,7 @@ impl PaidSession {
             content_type: "application/json",
             body,
         };
-        let limit = self.session.deadlines.first_text;
-        within(Step::Chat, limit, self.session.connection.send(ask)).await?
+        patience.wait(self.session.connection.send(ask)).await?
     }
 
     /// Whether this grant pays for it.
@@ -297,12 +298,10 @@ impl PaidSession {
         self.session.proof.is_fresh(Moment::at(clock::now_s())) && !self.session.connection.http.is_closed()
     }
 
-    async fn start(&mut self, ask: Ask) -> Result<(Incoming, Instant), ExchangeError> {
-        let started = Instant::now();
-        let limit = self.session.deadlines.first_text;
-        let response = within(Step::Chat, limit, self.session.connection.send(ask)).await??;
+    async fn start(&mut self, ask: Ask, patience: &mut Patience) -> Result<Incoming, ExchangeError> {
+        let response = patience.wait(self.session.connection.send(ask)).await??;
         match response.status() {
-            StatusCode::OK => Ok((response.into_body(), started)),
+            StatusCode::OK => Ok(response.into_body()),
             status => {
                 let refusal = status_error(Step::Chat, status, response.into_body());
                 Err(within(Step::Chat, self.session.deadlines.exchange, refusal).await?)
@@ -377,19 +376,14 @@ struct Received {
 
 impl Received {
     async fn read(
-        (mut body, started): (Incoming, Instant),
-        deadlines: &Deadlines,
+        mut body: Incoming,
+        mut patience: Patience,
         on_text: &mut impl FnMut(&str),
     ) -> Result<Self, ChatError> {
         let mut received = Self::default();
         let mut events = Events::default();
         loop {
-            let limit = if received.transcript.text.is_empty() {
-                deadlines.first_text
-            } else {
-                deadlines.next_text
-            };
-            let Some(frame) = within(Step::Chat, limit, body.frame()).await? else {
+            let Some(frame) = patience.wait(body.frame()).await? else {
                 return Err(ChatError::Cut);
             };
             let frame = frame.map_err(|source| ExchangeError::Broken {
@@ -402,9 +396,9 @@ impl Received {
                 .map_err(|_| malformed("a line is too long".into()))?;
             for event in new {
                 match event {
-                    Event::Data(json) => received.take(&json, started, on_text)?,
+                    Event::Data(json) => received.take(&json, &mut patience, on_text)?,
                     Event::Done => {
-                        received.total = started.elapsed();
+                        received.total = patience.started().elapsed();
                         return Ok(received);
                     }
                 }
@@ -415,15 +409,18 @@ impl Received {
     fn take(
         &mut self,
         json: &[u8],
-        started: Instant,
+        patience: &mut Patience,
         on_text: &mut impl FnMut(&str),
     ) -> Result<(), ChatError> {
         let is_first = self.transcript.text.is_empty();
         let text = self.transcript.take_chunk(json)?.text;
         if is_first && !text.is_empty() {
-            self.first_text = started.elapsed();
+            self.first_text = patience.started().elapsed();
         }
         on_text(&text);
+        if !text.is_empty() {
+            patience.text_came();
+        }
         Ok(())
     }
 }

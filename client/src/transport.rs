@@ -41,9 +41,10 @@ pub struct Deadlines {
     pub handshake: Duration,
     /// One request without generation, from its first to the last byte of its answer.
     pub exchange: Duration,
-    /// From the request to the first text of its answer, queueing included.
+    /// From the request to the first text of its answer, queueing included; of an answer that is streamed.
     pub first_text: Duration,
-    /// Between pieces of an answer.
+    /// From one text of an answer to the next, or to its receipt. Padding and other bytes that bring no text do not
+    /// count.
     pub next_text: Duration,
     /// A whole answer.
     pub answer: Duration,
@@ -175,8 +176,8 @@ pub(crate) struct Connection<S = TlsStream<TcpStream>> {
 
 impl Connection {
     /// The same TLS session without HTTP. There must be no request on its way.
-    pub(crate) async fn fall_silent(self) -> Result<Dialled, ExchangeError> {
-        let tls = reclaim(self.http, self.driver).await?;
+    pub(crate) async fn fall_silent(self, limit: Duration) -> Result<Dialled, ExchangeError> {
+        let tls = reclaim(self.http, self.driver, limit).await?;
         Ok(Dialled { tls, host: self.host })
     }
 }
@@ -203,10 +204,12 @@ where
 async fn reclaim<S>(
     http: http1::SendRequest<Full<Bytes>>,
     mut driver: Driver<S>,
+    limit: Duration,
 ) -> Result<S, ExchangeError> {
-    // The driver ends when nobody can send a request any more.
+    // The driver ends when nobody can send a request any more. How soon is not left to the node: everybody else who
+    // connects to its key waits until this connection is done.
     drop(http);
-    let parts = (&mut driver.0).await.ok().flatten();
+    let parts = within(Step::Evidence, limit, &mut driver.0).await?.ok().flatten();
     match parts {
         // Bytes that nobody asked for would be taken for the answer to the next request.
         Some(parts) if parts.read_buf.is_empty() => Ok(parts.io.into_inner()),

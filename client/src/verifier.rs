@@ -25,8 +25,8 @@ use crate::{
 pub const PROOFS_MAX: usize = 64;
 
 /// Whoever waits for another's quote waits as long as that may take: the exchanges for evidence that the certificate
-/// names, for endorsements and for fresh evidence.
-const TURN_EXCHANGES: u32 = 3;
+/// names, for endorsements and for fresh evidence, and until all that was asked has left.
+const TURN_EXCHANGES: u32 = 4;
 
 /// A policy, and what was proven under it.
 #[derive(Debug)]

@@ -39,7 +39,6 @@ use crate::{ConnectError, Deadlines, Endpoint, Proof, Purse, Verifier, clock, ta
 #[derive(Debug)]
 pub struct Fleet {
     nodes: Vec<Arc<Node>>,
-    deadlines: Deadlines,
 }
 
 /// What answers and metrics are kept in.
@@ -78,7 +77,7 @@ impl Fleet {
             .into_iter()
             .map(node)
             .collect::<Result<_, ConnectError>>()?;
-        Ok(Self { nodes, deadlines })
+        Ok(Self { nodes })
     }
 
     /// Verifies every node, one after the other.

@@ -6,7 +6,7 @@ use std::{
     future::Future as _,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -14,11 +14,12 @@ use hyper::{
     StatusCode,
     body::{Body as _, Incoming},
 };
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep_until};
 
 use super::{Shared, node::Lease, reply::error_object};
 use crate::{
-    ChatError, Deadlines, PaidSession,
+    ChatError, PaidSession,
+    patience::Patience,
     stream::LINE_BYTES_MAX,
     transcript::{Transcript, TranscriptError},
 };
@@ -30,7 +31,7 @@ pub(crate) struct Taken {
     pub(crate) session: PaidSession,
     pub(crate) request: Bytes,
     pub(crate) output_tokens_max: u32,
-    pub(crate) deadlines: Deadlines,
+    pub(crate) patience: Patience,
 }
 
 /// The answer to it, as server-sent events.
@@ -43,15 +44,16 @@ pub(crate) struct RelayedStream {
     /// The line before was kept back, and the empty one that ends its event is too.
     skip_blank: bool,
     transcript: Transcript,
-    stalled: Pin<Box<Sleep>>,
+    /// Goes off when the node's time is up.
+    alarm: Pin<Box<Sleep>>,
     /// `[DONE]` was passed on.
     done: bool,
 }
 
 impl RelayedStream {
-    pub(crate) fn new(taken: Taken, incoming: Incoming, first: Bytes) -> Self {
+    pub(crate) fn new(mut taken: Taken, incoming: Incoming, first: Bytes) -> Self {
         Self {
-            stalled: Box::pin(sleep(taken.deadlines.next_text)),
+            alarm: Box::pin(sleep_until(taken.patience.resume())),
             taken: Some(taken),
             incoming,
             first: Some(first),
@@ -81,32 +83,37 @@ impl RelayedStream {
                         self.taken = None;
                         return Poll::Ready(None);
                     }
-                    Poll::Ready(Err(reason)) => return self.fail(reason),
+                    Poll::Ready(Err(reason)) => return self.fail(&reason),
                     Poll::Pending => return Poll::Pending,
                 },
             };
             let passed = self.take(&data);
             if !passed.is_empty() {
+                if let Some(taken) = &mut self.taken {
+                    taken.patience.pause();
+                }
                 return Poll::Ready(Some(passed.into()));
             }
         }
     }
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, &'static str>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, String>> {
+        let Some(taken) = &mut self.taken else {
+            return Poll::Ready(Ok(None));
+        };
+        // Bytes that bring no text give the node no more time, however fast they come.
+        if let Err(error) = taken.patience.check() {
+            return Poll::Ready(Err(error.to_string()));
+        }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(taken) = &self.taken {
-                    let next = Instant::now() + taken.deadlines.next_text;
-                    self.stalled.as_mut().reset(next);
-                }
-                Poll::Ready(Ok(Some(frame.into_data().unwrap_or_default())))
-            }
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Err("the connection to the node broke")),
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Ok(Some(frame.into_data().unwrap_or_default()))),
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Err("the connection to the node broke".into())),
             Poll::Ready(None) => Poll::Ready(Ok(None)),
-            Poll::Pending => match self.stalled.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Err("the node stopped in the middle of its answer")),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                self.alarm.as_mut().reset(taken.patience.resume());
+                ready!(self.alarm.as_mut().poll(cx));
+                Poll::Ready(Err(taken.patience.stalled().to_string()))
+            }
         }
     }
 
@@ -145,7 +152,12 @@ impl RelayedStream {
                 self.skip_blank = true;
                 vec![]
             }
-            Ok(_) => line,
+            Ok(piece) => {
+                if let Some(taken) = self.taken.as_mut().filter(|_| !piece.text.is_empty()) {
+                    taken.patience.text_came();
+                }
+                line
+            }
             // The node's own words, in OpenAI's form already.
             Err(TranscriptError::Guest(reason)) => {
                 self.give_up(&reason);

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     ExchangeError, PaidSession, PayError, Proof, api, need_nano,
+    patience::Patience,
     transcript::{ANSWER_BYTES_MAX, Transcript},
 };
 
@@ -128,7 +129,7 @@ impl Proxy {
         let lease = node.lease().ok_or_else(full)?;
         let output_tokens_max = wanted.output_tokens_max(proof.launch().limits.output_tokens_max);
         let need_nano = need_nano(proof.launch(), output_tokens_max).map_err(|error| unpaid(&error))?;
-        let (session, response) = self.ask(node, need_nano, body).await?;
+        let (session, response, patience) = self.ask(node, need_nano, wanted.stream, body).await?;
         if response.status() != StatusCode::OK {
             return Err(refused(node, session, response).await);
         }
@@ -138,7 +139,7 @@ impl Proxy {
             session,
             request: body.clone(),
             output_tokens_max,
-            deadlines: self.fleet.deadlines,
+            patience,
         };
         if wanted.stream {
             stream(taken, response.into_body()).await
@@ -153,15 +154,21 @@ impl Proxy {
         &self,
         node: &Node,
         need_nano: u64,
+        streamed: bool,
         body: &Bytes,
-    ) -> Result<(PaidSession, Response<Incoming>), NoAnswer> {
+    ) -> Result<(PaidSession, Response<Incoming>, Patience), NoAnswer> {
         let (mut reuse, mut renewed) = (true, false);
         loop {
             let (mut session, reused) = node
                 .session(&self.purse, need_nano, reuse)
                 .await
                 .map_err(|error| not_ready(node, &error))?;
-            match session.ask(body.clone()).await {
+            let mut patience = if streamed {
+                Patience::for_stream(node.deadlines())
+            } else {
+                Patience::for_whole(node.deadlines())
+            };
+            match session.ask(body.clone(), &mut patience).await {
                 Err(ExchangeError::Broken { .. }) if reused => reuse = false,
                 Err(error) => {
                     node.failed(error.to_string());
@@ -175,14 +182,14 @@ impl Proxy {
                 Ok(response) if response.status() == StatusCode::PAYMENT_REQUIRED && !renewed => {
                     (reuse, renewed) = (false, true);
                 }
-                Ok(response) => return Ok((session, response)),
+                Ok(response) => return Ok((session, response, patience)),
             }
         }
     }
 }
 
-async fn stream(taken: Taken, mut incoming: Incoming) -> Result<Response<Body>, NoAnswer> {
-    let first = tokio::time::timeout(taken.deadlines.first_text, incoming.frame()).await;
+async fn stream(mut taken: Taken, mut incoming: Incoming) -> Result<Response<Body>, NoAnswer> {
+    let first = taken.patience.wait(incoming.frame()).await;
     let first = first
         .ok()
         .flatten()
@@ -197,7 +204,7 @@ async fn stream(taken: Taken, mut incoming: Incoming) -> Result<Response<Body>, 
 
 async fn whole(mut taken: Taken, incoming: Incoming) -> Result<Response<Body>, NoAnswer> {
     let collect = Limited::new(incoming, WHOLE_BYTES_MAX).collect();
-    let collected = tokio::time::timeout(taken.deadlines.answer, collect).await;
+    let collected = taken.patience.wait(collect).await;
     let Ok(Ok(collected)) = collected else {
         return Err(cut(&taken.lease));
     };

@@ -26,6 +26,12 @@ pub(crate) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
+/// A new one, with its own root.
+pub(crate) fn platform() -> SimulatedPlatform {
+    let dir = tempfile::tempdir().unwrap();
+    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
+}
+
 pub(crate) fn launch_document() -> LaunchDocument {
     LaunchDocument {
         version: 1,

@@ -1,14 +1,20 @@
 //! HTTP spoken by hand, for answers that no HTTP library would send.
 
-use std::io;
+use std::{io, time::Duration};
 
 use http_body_util::BodyExt as _;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    time::sleep,
+};
 
 use super::{
     script::{Lie, Then},
     session::{Recorded, Session},
 };
+
+/// Between two pieces of what trickles.
+pub(crate) const TRICKLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Answers until the lie is told or the client goes.
 pub(super) async fn serve(stream: Recorded, session: &Session, lie: &Lie) -> io::Result<()> {
@@ -45,6 +51,11 @@ async fn end(stream: &mut BufReader<Recorded>, then: Then) -> io::Result<()> {
         Then::Hold => std::future::pending().await,
         Then::Flood(piece) => loop {
             stream.write_all(piece).await?;
+        },
+        Then::Trickle(piece) => loop {
+            stream.write_all(piece).await?;
+            stream.flush().await?;
+            sleep(TRICKLE_PAUSE).await;
         },
     }
 }

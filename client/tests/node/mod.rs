@@ -9,6 +9,7 @@
     reason = "a test's scaffolding fails the test"
 )]
 
+mod asking;
 mod guest;
 mod identity;
 mod lie;
@@ -33,8 +34,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::{
-    guest::{Guest, now_s},
+    asking::{OPTIONS, PROMPT, owner, paid, prompt},
+    guest::{Guest, now_s, platform},
     identity::Identity,
+    lie::TRICKLE_PAUSE,
     script::{ChatScript, Lie, Reply, Script, Then},
 };
 use self::{

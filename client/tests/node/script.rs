@@ -76,6 +76,8 @@ pub(crate) enum Then {
     Hold,
     /// These bytes, again and again.
     Flood(&'static [u8]),
+    /// The same, a little later each time.
+    Trickle(&'static [u8]),
 }
 
 /// Makes fresh evidence out of what was asked for.

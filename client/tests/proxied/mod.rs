@@ -82,9 +82,17 @@ impl World {
     }
 
     pub(crate) async fn proxy_with(&self, nodes: &[&Node], max_nano: u64, with_page: bool) -> Served {
+        self.serve(nodes, max_nano, with_page, Deadlines::default()).await
+    }
+
+    pub(crate) async fn proxy_within(&self, nodes: &[&Node], deadlines: Deadlines) -> Served {
+        self.serve(nodes, 10 * TON, false, deadlines).await
+    }
+
+    async fn serve(&self, nodes: &[&Node], max_nano: u64, with_page: bool, deadlines: Deadlines) -> Served {
         let policy = Guest::boot(&self.platform, 1).policy();
         let endpoints = nodes.iter().map(|node| node.endpoint.clone());
-        let fleet = Fleet::new(endpoints, &policy, Floors::default(), Deadlines::default()).unwrap();
+        let fleet = Fleet::new(endpoints, &policy, Floors::default(), deadlines).unwrap();
         fleet.verify().await;
         let wallet = Wallet::create(&self.dir.path().join("wallet")).unwrap();
         let config = GlobalConfig::load(self.dir.path().join("ton.json")).unwrap();
