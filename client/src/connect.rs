@@ -12,7 +12,8 @@ use cocoon_verify::{Floors, Policy, Refusal};
 use hyper::Method;
 
 use crate::{
-    CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Proof, Record, Session, Step, Verification,
+    CertificateFault, Deadlines, Endpoint, ExchangeError, Leaf, Proof, Record, SeenError, Session, Step,
+    Verification,
     exchange::Ask,
     proof::Moment,
     transport::{Connection, Dialled, tls_config},
@@ -68,6 +69,9 @@ pub enum ConnectError {
     /// The guest measured a launch document that this version does not understand.
     #[error("the guest's launch document cannot be used")]
     LaunchDocument(#[source] LaunchDocumentError),
+    /// The guest meets the policy, but by what cannot be remembered; then nothing is accepted.
+    #[error(transparent)]
+    Seen(#[from] SeenError),
     /// This machine's TLS library.
     #[error("TLS cannot be set up on this machine")]
     Tls(#[source] rustls::Error),

@@ -26,6 +26,8 @@ pub enum Exit {
     Gpu = 15,
     /// No connection, or no usable answer in time.
     Unreachable = 20,
+    /// This machine itself: its TLS library or its random numbers.
+    Machine = 21,
     /// Wallet, deposit, grant or chain.
     Payment = 30,
     /// Verified and paid for, but the request failed or its receipt is wrong.
@@ -44,9 +46,10 @@ impl Exit {
   14  freshness: certificate, policy or endorsements are expired or not yet valid
   15  GPU: the GPU's evidence is not accepted
   20  unreachable: no connection, or no usable answer in time
+  21  machine: TLS or random numbers do not work on this machine
   30  payment: wallet, deposit, grant or chain
   40  request: verified and paid for, but the request failed or its receipt is wrong
-When the code is 2 to 20, nothing of the prompt was sent and no wallet was opened; of a conversation, nothing of the
+When the code is 2 to 21, nothing of the prompt was sent and no wallet was opened; of a conversation, nothing of the
 question that it ended at.";
 
     /// What to do about it.
@@ -71,6 +74,10 @@ question that it ended at.";
             Self::Unreachable => {
                 "check the URL, and that the node is up (the provider: `cocoon-launch status`)"
             }
+            Self::Machine => {
+                "nothing is wrong with the node: use another machine, or mend this one (the program needs \
+                 getrandom(2), and a processor that its build is for)"
+            }
             Self::Request => "try again; if it happens again, keep the receipt and tell the provider",
         })
     }
@@ -86,9 +93,9 @@ impl From<&ConnectError> for Exit {
             ConnectError::Handshake(_)
             | ConnectError::CertificateForm(_)
             | ConnectError::Certificate(_)
-            | ConnectError::AnotherGuest { .. }
-            | ConnectError::Tls(_)
-            | ConnectError::Random(_) => Self::Channel,
+            | ConnectError::AnotherGuest { .. } => Self::Channel,
+            ConnectError::Tls(_) | ConnectError::Random(_) => Self::Machine,
+            ConnectError::Seen(_) => Self::Usage,
             // Nothing was relayed: what would prove the guest is not there.
             ConnectError::Evidence(_) | ConnectError::Incomplete => Self::Signature,
             ConnectError::LaunchDocument(_) => Self::Policy,
@@ -136,6 +143,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_machine_without_tls_or_random_numbers_is_not_blamed_on_the_node() {
+        let no_tls = ConnectError::Tls(rustls::Error::General("none".into()));
+        let no_random = ConnectError::Random(std::io::ErrorKind::Unsupported.into());
+        for error in [no_tls, no_random] {
+            assert_eq!(Exit::from(&error), Exit::Machine, "{error}");
+        }
+    }
+
+    #[test]
     fn help_names_every_code() {
         for code in [
             Exit::Ok,
@@ -147,6 +163,7 @@ mod tests {
             Exit::Freshness,
             Exit::Gpu,
             Exit::Unreachable,
+            Exit::Machine,
             Exit::Payment,
             Exit::Request,
         ] {

@@ -8,6 +8,7 @@
 //! What it trusts: the policy, this machine's clock, and the deposit contract's code that is compiled in.
 //! Everything that arrives over the network is bounded, has a deadline and may be hostile.
 
+mod accepted;
 mod api;
 mod attested;
 mod certificate;
@@ -34,6 +35,7 @@ mod transport;
 mod verifier;
 mod wallet;
 
+pub use accepted::Accepted;
 pub use api::{ChatMessage, ChatRole};
 pub use attested::AttestedStream;
 pub use certificate::{CLOCK_SKEW_S, CertificateFault, Leaf, VALIDITY_S_MAX};

@@ -6,10 +6,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use cocoon_evidence::Digest32;
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 const SEEN_VERSION: u32 = 1;
 const FILE_BYTES_MAX: usize = 256 * 1024;
+const LOCK_DEADLINE: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the numbers cannot be known or remembered. Nothing is accepted then.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +178,7 @@ impl Seen {
             .mode(0o600)
             .open(self.beside("lock"));
         opened
-            .and_then(|file| file.lock().map(|()| file))
+            .and_then(|file| lock_within(LOCK_DEADLINE, file))
             .map_err(|source| self.error("locked", source))
     }
 
@@ -185,11 +189,30 @@ impl Seen {
         path.into()
     }
 
-    fn error(&self, attempted: &'static str, source: io::Error) -> SeenError {
+    pub(crate) fn error(&self, attempted: &'static str, source: io::Error) -> SeenError {
         SeenError::Io {
             path: self.path.clone(),
             attempted,
             source,
+        }
+    }
+}
+
+/// Whoever holds it writes a small file; one that was stopped while it did must not stop all others.
+fn lock_within(limit: Duration, file: File) -> io::Result<File> {
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if started.elapsed() < limit => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                let reason = format!(
+                    "another program has held it for {} s; end that one",
+                    limit.as_secs()
+                );
+                return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+            }
         }
     }
 }
@@ -215,4 +238,20 @@ fn policy_key(policy: &Policy, file: &Path) -> String {
 
 fn root_key(policy: &Policy) -> String {
     Digest32::of(policy.terms().platform.root_pem.trim().as_bytes()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_stopped_while_it_wrote_does_not_stop_all_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().write(true).open(file.path()).unwrap();
+        let held = lock_within(Duration::ZERO, open()).unwrap();
+        let refused = lock_within(Duration::ZERO, open()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        drop(held);
+        lock_within(Duration::ZERO, open()).unwrap();
+    }
 }

@@ -6,15 +6,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_verify::{Floors, Policy, TrustedGuest};
+use cocoon_verify::Policy;
 use rustls::ClientConfig;
 
 use crate::{
-    AttestedStream, ConnectError, Deadlines, Endpoint, Proof, Session, Step, clock,
+    Accepted, AttestedStream, ConnectError, Deadlines, Endpoint, Proof, Session, Step, clock,
     connect::prove,
     exchange::within,
     proof::Moment,
@@ -32,7 +32,7 @@ const TURN_EXCHANGES: u32 = 4;
 #[derive(Debug)]
 pub struct Verifier {
     policy: Policy,
-    floors: Mutex<Floors>,
+    accepted: Accepted,
     deadlines: Deadlines,
     tls: Arc<ClientConfig>,
     proofs: Mutex<Vec<Arc<Proof>>>,
@@ -40,14 +40,18 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// `floors` is what the caller remembers; they rise with what is accepted.
+    /// `accepted` is what the caller remembers, [`cocoon_verify::Floors`] for example; it rises with what is accepted.
     ///
     /// # Errors
     /// [`ConnectError::Tls`].
-    pub fn new(policy: Policy, floors: Floors, deadlines: Deadlines) -> Result<Self, ConnectError> {
+    pub fn new(
+        policy: Policy,
+        accepted: impl Into<Accepted>,
+        deadlines: Deadlines,
+    ) -> Result<Self, ConnectError> {
         Ok(Self {
             policy,
-            floors: Mutex::new(floors),
+            accepted: accepted.into(),
             deadlines,
             tls: Arc::new(tls_config()?),
             proofs: Mutex::default(),
@@ -96,11 +100,11 @@ impl Verifier {
             return Ok((dialled, proof));
         }
         let now_s = clock::now_s();
-        let (policy, deadlines, floors) = (&self.policy, &self.deadlines, *self.lock_floors());
+        let (policy, deadlines, floors) = (&self.policy, &self.deadlines, self.accepted.floors());
         let (_, proven) = prove(dialled, endpoint, policy, floors, now_s, deadlines).await;
         let (dialled, proof) = proven?;
         let proof = Arc::new(proof);
-        self.raise_floors(proof.guest());
+        self.accepted.raise(policy, &proof).await?;
         self.remember(Arc::clone(&proof));
         Ok((dialled, proof))
     }
@@ -115,17 +119,6 @@ impl Verifier {
         let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
         let known = proofs.iter().find(|proof| proof.certificate() == certificate);
         known.filter(|proof| proof.is_fresh(now)).cloned()
-    }
-
-    fn lock_floors(&self) -> MutexGuard<'_, Floors> {
-        self.floors.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whoever runs for weeks is not to be shown endorsements again that are older than what it accepted.
-    fn raise_floors(&self, guest: &TrustedGuest) {
-        let mut floors = self.lock_floors();
-        let accepted = guest.tcb_evaluation_number().unwrap_or_default();
-        floors.tcb_evaluation_number = floors.tcb_evaluation_number.max(accepted);
     }
 
     /// The newest stands last.

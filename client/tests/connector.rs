@@ -7,6 +7,7 @@ mod node;
 mod simulated_vendor;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use cocoon::{ConnectError, Connector, ConnectorError, Deadlines, PROOFS_MAX, Session, Verifier};
+use cocoon::{
+    Accepted, ConnectError, Connector, ConnectorError, Deadlines, Exit, PROOFS_MAX, Seen, Session, Verifier,
+};
 use cocoon_evidence::{Digest48, Endorsements};
 use cocoon_simulator::{SIMULATED_TCB_EVALUATION_NUMBER, SimulatedPlatform};
 use cocoon_verify::{Expect, Floors, Policy, RefusalClass};
@@ -25,16 +28,11 @@ use hyper_util::{
     client::legacy::{Client, Error},
     rt::TokioExecutor,
 };
-use node::{DAY_S, Guest, Identity, Node, Reply, Script, now_s};
+use node::{DAY_S, Guest, Identity, Node, Reply, Script, now_s, platform};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
 const QUOTE: &str = "POST /.well-known/cocoon/evidence";
-
-fn platform() -> SimulatedPlatform {
-    let dir = tempfile::tempdir().unwrap();
-    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
-}
 
 fn verifier(policy: Policy) -> Arc<Verifier> {
     Arc::new(Verifier::new(policy, Floors::default(), Deadlines::default()).unwrap())
@@ -147,16 +145,44 @@ async fn older_endorsements_than_a_running_program_accepted_are_refused() {
         ..Script::default()
     };
     let guest = Guest::boot(&platform, 1);
-    let verifier = verifier(guest.policy());
+    let policy = guest.policy();
+    let (seen, file) = (Seen::at(state.path().join("seen.json")), Path::new("policy.toml"));
+    let accepted = Accepted::remembered(Floors::default(), seen.clone(), file.into());
+    let new_verifier = || Verifier::new(policy.clone(), accepted.clone(), Deadlines::default()).unwrap();
+    let (verifier, other) = (new_verifier(), new_verifier());
     let node = Node::scripted(guest, script).await;
     verifier.connect(&node.endpoint).await.unwrap();
+    // The next program knows, though this one still runs.
+    let floors = seen.floors(&policy, file).unwrap();
+    assert_eq!(floors.tcb_evaluation_number, SIMULATED_TCB_EVALUATION_NUMBER + 1);
     // Another key, which is proven anew.
     node.rotate();
+    for verifier in [&verifier, &other] {
+        let error = verifier.connect(&node.endpoint).await.unwrap_err();
+        assert!(
+            matches!(&error, ConnectError::Refused { refusal, .. } if refusal.class == RefusalClass::Tcb),
+            "{error:?}"
+        );
+    }
+}
+
+/// A later program could be shown older endorsements otherwise.
+#[tokio::test]
+async fn what_cannot_be_remembered_is_not_accepted() {
+    let state = tempfile::tempdir().unwrap();
+    let guest = Guest::boot(&platform(), 1);
+    let path = state.path().join("seen.json");
+    std::fs::write(&path, "{").unwrap();
+    let accepted = Accepted::remembered(Floors::default(), Seen::at(path.clone()), "policy.toml".into());
+    let verifier = Verifier::new(guest.policy(), accepted, Deadlines::default()).unwrap();
+    let node = Node::honest(guest).await;
     let error = verifier.connect(&node.endpoint).await.unwrap_err();
-    assert!(
-        matches!(&error, ConnectError::Refused { refusal, .. } if refusal.class == RefusalClass::Tcb),
-        "{error:?}"
-    );
+    assert!(matches!(error, ConnectError::Seen(_)), "{error:?}");
+    assert_eq!(Exit::from(&error), Exit::Usage);
+    assert!(verifier.proofs().is_empty());
+    // Once it can, the node is asked again.
+    std::fs::remove_file(path).unwrap();
+    verifier.connect(&node.endpoint).await.unwrap();
 }
 
 #[tokio::test]

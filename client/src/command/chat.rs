@@ -90,11 +90,10 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
 
 /// Verifies first, says so, and opens the wallet only then.
 async fn converse(args: &ChatArgs, policy: Policy, config: &GlobalConfig) -> Result<(), Failure> {
-    let floors = super::floors(&args.target.terms, &policy)?;
+    let accepted = super::remembered(&args.target.terms, &policy)?;
     let url = &args.target.url;
-    let verifier = Verifier::new(policy.clone(), floors, Deadlines::default()).map_err(Failure::of)?;
+    let verifier = Verifier::new(policy, accepted, Deadlines::default()).map_err(Failure::of)?;
     let session = verifier.connect(url).await.map_err(|error| refuse(args, error))?;
-    super::accept(&args.target.terms, &policy, session.guest())?;
     let (verdict, warning) = if session.guest().is_simulated() {
         ("SIMULATED", ": whoever runs the host can read this conversation")
     } else {

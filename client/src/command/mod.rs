@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cocoon::{Exit, Seen};
+use cocoon::{Accepted, Exit, Seen};
 use cocoon_settlement::GlobalConfig;
 use cocoon_verify::{Floors, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX, Policy, TrustedGuest};
 
@@ -100,6 +100,12 @@ fn floors(terms: &Terms, policy: &Policy) -> Result<Floors, Failure> {
         policy_number: asked.policy_number.max(remembered.policy_number),
         tcb_evaluation_number: asked.tcb_evaluation_number.max(remembered.tcb_evaluation_number),
     })
+}
+
+/// The same, for verifiers, which remember what they accept.
+fn remembered(terms: &Terms, policy: &Policy) -> Result<Accepted, Failure> {
+    let floors = floors(terms, policy)?;
+    Ok(Accepted::remembered(floors, seen(terms)?, terms.policy.clone()))
 }
 
 fn asked_floors(terms: &Terms) -> Floors {

@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, anyhow};
 use cocoon::{ConnectError, Deadlines, Endpoint, Exit, Fleet, Proxy, Purse, Wallet};
-use cocoon_verify::Policy;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -19,7 +18,7 @@ pub(super) async fn run(args: &ProxyArgs) -> Result<(), Failure> {
     let fleet = Fleet::new(
         args.upstream.iter().cloned(),
         &policy,
-        super::floors(&args.terms, &policy)?,
+        super::remembered(&args.terms, &policy)?,
         Deadlines::default(),
     );
     let fleet = fleet.map_err(Failure::of)?;
@@ -29,7 +28,7 @@ pub(super) async fn run(args: &ProxyArgs) -> Result<(), Failure> {
         .map_err(Failure::usage)?;
     let address = listener.local_addr().map_err(Failure::usage)?;
 
-    verify_all(&fleet, args, &policy).await?;
+    verify_all(&fleet).await?;
     let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
     let network = fleet.network().ok_or_else(|| Failure {
         exit: Exit::Unreachable,
@@ -52,14 +51,13 @@ pub(super) async fn run(args: &ProxyArgs) -> Result<(), Failure> {
 }
 
 /// Says how each node fares. Those that fail are tried again later, if there is one that does not.
-async fn verify_all(fleet: &Fleet, args: &ProxyArgs, policy: &Policy) -> Result<(), Failure> {
+async fn verify_all(fleet: &Fleet) -> Result<(), Failure> {
     let mut verified = 0;
     let mut first_error = None;
     for (endpoint, verdict) in fleet.verify().await {
         match verdict {
             Ok(proof) => {
                 verified += 1;
-                super::accept(&args.terms, policy, proof.guest())?;
                 if proof.guest().is_simulated() {
                     eprintln!("{endpoint}: SIMULATED platform: whoever runs the host can read everything");
                 } else {

@@ -23,7 +23,7 @@ mod wanted;
 use std::sync::Arc;
 
 use cocoon_protocol::NetworkId;
-use cocoon_verify::{Floors, Policy};
+use cocoon_verify::Policy;
 use serde_json::{Value, json};
 
 pub use self::page::PageError;
@@ -33,7 +33,9 @@ use self::{
     page::Page,
     receipts::Receipts,
 };
-use crate::{ConnectError, Deadlines, Endpoint, Proof, Purse, Verifier, clock, table, verdict_json};
+use crate::{
+    Accepted, ConnectError, Deadlines, Endpoint, Proof, Purse, Verifier, clock, table, verdict_json,
+};
 
 /// Nodes under one policy.
 #[derive(Debug)]
@@ -59,18 +61,19 @@ pub struct Proxy {
 }
 
 impl Fleet {
-    /// Nothing is connected yet.
+    /// Nothing is connected yet. What one of the nodes is accepted by, all others have to come up to.
     ///
     /// # Errors
     /// [`ConnectError::Tls`].
     pub fn new(
         endpoints: impl IntoIterator<Item = Endpoint>,
         policy: &Policy,
-        floors: Floors,
+        accepted: impl Into<Accepted>,
         deadlines: Deadlines,
     ) -> Result<Self, ConnectError> {
+        let accepted = accepted.into();
         let node = |endpoint| {
-            let verifier = Verifier::new(policy.clone(), floors, deadlines)?;
+            let verifier = Verifier::new(policy.clone(), accepted.clone(), deadlines)?;
             Ok(Arc::new(Node::new(endpoint, verifier)))
         };
         let nodes = endpoints
