@@ -10,17 +10,12 @@ mod node;
 
 use std::{sync::Arc, time::Duration};
 
-use cocoon::{
-    ChatError, ChatMessage, ChatOptions, ChatRole, ConnectError, Deadlines, ExchangeError, Exit, connect,
-};
+use cocoon::{ChatError, ConnectError, Deadlines, ExchangeError, Exit, connect};
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::Floors;
-use ed25519_dalek::SigningKey;
 use hostile_host::{Fault, HostileHost, PLACES, Place, Plan, WAYS, Way};
-use node::{ANSWER, Guest, Node, now_s};
+use node::{ANSWER, Guest, Node, OPTIONS, PROMPT, now_s, owner, platform, prompt};
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore, task::JoinSet};
-
-const PROMPT: &str = "canary: the secret of a patient";
 
 /// Runs at once: most of them wait for a deadline.
 const RUNS_AT_ONCE: usize = 16;
@@ -81,22 +76,14 @@ async fn converse(platform: &SimulatedPlatform, plan: Option<Plan>, deadlines: D
     let node = Node::honest(guest).await;
     let host = HostileHost::before(node.endpoint.port(), plan).await;
     let endpoint = format!("https://{}", host.address).parse().unwrap();
-    let owner = SigningKey::from_bytes(&[9; 32]);
+    let owner = owner();
     let whole_way = async {
         let mut session = connect(&endpoint, &policy, Floors::default(), now_s(), &deadlines)
             .await
             .map_err(Failure::Connect)?;
         let grant = session.offer(&node.grant(&owner), &owner).await;
         let mut paid = session.open(grant.map_err(Failure::Offer)?);
-        let prompt = [ChatMessage {
-            role: ChatRole::User,
-            content: PROMPT.into(),
-        }];
-        let options = ChatOptions {
-            output_tokens_max: 16,
-            temperature: 0.0,
-        };
-        let answer = paid.chat(&prompt, options, |_| ()).await;
+        let answer = paid.chat(&prompt(), OPTIONS, |_| ()).await;
         Ok(answer.map_err(Failure::Chat)?.text)
     };
     let ended = tokio::time::timeout(RUN_ENDS_WITHIN, whole_way)
@@ -132,11 +119,6 @@ fn check(plan: Option<Plan>, outcome: &Outcome) {
             }
         }
     }
-}
-
-fn platform() -> SimulatedPlatform {
-    let dir = tempfile::tempdir().unwrap();
-    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
 }
 
 /// One conversation for each record, direction and place. With `harmless` each has to be answered, otherwise none

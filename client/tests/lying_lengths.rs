@@ -7,17 +7,11 @@ mod node;
 
 use std::time::Duration;
 
-use cocoon::{
-    ChatError, ChatMessage, ChatOptions, ChatRole, ConnectError, Deadlines, ExchangeError, Exit, Session,
-    connect,
-};
+use cocoon::{ChatError, ConnectError, Deadlines, ExchangeError, Exit, Session, connect};
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::Floors;
-use ed25519_dalek::SigningKey;
-use node::{Guest, Lie, Node, Reply, Script, Then, now_s};
+use node::{Guest, Lie, Node, OPTIONS, Reply, Script, Then, now_s, owner, paid, platform, prompt};
 use tokio::task::JoinSet;
-
-const PROMPT: &str = "canary: the secret of a patient";
 
 const ENDORSEMENTS: &str = "GET /.well-known/cocoon/endorsements";
 const EVIDENCE: &str = "POST /.well-known/cocoon/evidence";
@@ -117,11 +111,6 @@ fn short() -> Deadlines {
     }
 }
 
-fn platform() -> SimulatedPlatform {
-    let dir = tempfile::tempdir().unwrap();
-    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
-}
-
 async fn liar(platform: &SimulatedPlatform, script: Script) -> (Node, Result<Session, ConnectError>) {
     let guest = Guest::boot(platform, 1);
     let policy = guest.policy();
@@ -180,7 +169,7 @@ async fn answers_of_a_verified_node_that_lie_about_their_length_are_not_taken_fo
 }
 
 async fn a_verified_node_lies(platform: SimulatedPlatform, what: (&'static str, &'static str, Then)) {
-    let owner = SigningKey::from_bytes(&[9; 32]);
+    let owner = owner();
     let (node, session) = liar(&platform, lie(GRANT, what)).await;
     let error = session.unwrap().offer(&node.grant(&owner), &owner).await;
     assert!(
@@ -190,21 +179,8 @@ async fn a_verified_node_lies(platform: SimulatedPlatform, what: (&'static str, 
     );
 
     let (node, session) = liar(&platform, lie(CHAT, what)).await;
-    let mut session = session.unwrap();
-    let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
-    let prompt = [ChatMessage {
-        role: ChatRole::User,
-        content: PROMPT.into(),
-    }];
-    let options = ChatOptions {
-        output_tokens_max: 16,
-        temperature: 0.0,
-    };
-    let error = session
-        .open(grant)
-        .chat(&prompt, options, |_| ())
-        .await
-        .unwrap_err();
+    let mut paid = paid(&node, session.unwrap()).await;
+    let error = paid.chat(&prompt(), OPTIONS, |_| ()).await.unwrap_err();
     let told = format!("{}: {error:?}", what.0);
     assert!(matches!(error, ChatError::Exchange(_) | ChatError::Cut), "{told}");
     assert_eq!(Exit::from(&error), Exit::Request, "{told}");

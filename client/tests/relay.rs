@@ -7,15 +7,10 @@ mod node;
 
 use cocoon::{CertificateFault, ConnectError, Deadlines, Exit, Leaf, Verifier, connect};
 use cocoon_evidence::{CertifiedEvidence, Digest32, Endorsements, FreshBinding, FreshTree};
-use cocoon_simulator::{COLLATERAL_LIFETIME_S, SimulatedPlatform};
+use cocoon_simulator::COLLATERAL_LIFETIME_S;
 use cocoon_verify::{Floors, RefusalClass};
-use node::{DAY_S, Guest, Identity, Node, Reply, Script, now_s};
+use node::{DAY_S, Guest, Identity, Node, Reply, Script, now_s, platform};
 use rustls::HandshakeKind;
-
-fn platform() -> SimulatedPlatform {
-    let dir = tempfile::tempdir().unwrap();
-    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
-}
 
 fn honest(guest: &mut Guest) -> Identity {
     Identity::of(guest, -60, DAY_S - 60)

@@ -2,38 +2,24 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+#[path = "../node/mod.rs"]
 mod node;
+
+mod named_evidence;
+mod receipts;
 
 use std::time::Duration;
 
-use cocoon::{
-    CertificateFault, ChatError, ChatMessage, ChatOptions, ChatRole, ConnectError, Deadlines, ExchangeError,
-    Exit, ReceiptFault, Record, Session, Step, Verifier, connect, connect_recorded,
-};
-use cocoon_evidence::{Digest48, ReportData};
-use cocoon_simulator::SimulatedPlatform;
+use cocoon::{CertificateFault, ConnectError, Deadlines, ExchangeError, Exit, Session, Step, connect};
+use cocoon_evidence::Digest48;
 use cocoon_verify::{Expect, Floors, Policy, RefusalClass};
-use ed25519_dalek::SigningKey;
-use node::{ANSWER, ChatScript, DAY_S, Guest, Identity, Lie, Node, Reply, Script, TOKENS, Then, now_s};
+use node::{
+    ANSWER, DAY_S, Guest, Identity, Node, OPTIONS, PROMPT, Reply, Script, TOKENS, Then, now_s, owner,
+    platform, prompt,
+};
 use tokio::task::JoinSet;
 
-const PROMPT: &str = "the-secret-prompt";
-const OPTIONS: ChatOptions = ChatOptions {
-    output_tokens_max: 16,
-    temperature: 0.0,
-};
-
-fn prompt() -> [ChatMessage; 1] {
-    [ChatMessage {
-        role: ChatRole::User,
-        content: PROMPT.into(),
-    }]
-}
-
-fn platform() -> SimulatedPlatform {
-    let dir = tempfile::tempdir().unwrap();
-    SimulatedPlatform::open_or_create(dir.path(), now_s()).unwrap()
-}
+use crate::named_evidence::half_of_it;
 
 async fn dial(node: &Node, policy: &Policy) -> Result<Session, ConnectError> {
     connect(
@@ -99,7 +85,7 @@ async fn a_verified_node_answers_with_a_true_receipt() {
     assert!(session.verification().fresh.as_ref().unwrap().is_accepted());
     assert_sent_nothing(&node);
 
-    let owner = SigningKey::from_bytes(&[9; 32]);
+    let owner = owner();
     let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
     assert_eq!(grant.standing().left_nano(), 1_000_000_000);
     let mut paid = session.open(grant);
@@ -202,148 +188,6 @@ async fn fresh_evidence_of_another_guest_is_refused() {
     assert!(matches!(error, ConnectError::AnotherGuest { .. }), "{error:?}");
     assert_eq!(Exit::from(&error), Exit::Channel);
     assert_sent_nothing(&node);
-}
-
-const ASKED_FIRST: [&str; 1] = ["GET /.well-known/cocoon/certificate-evidence"];
-
-/// Of 200 bytes of evidence that are announced, 100 come.
-fn half_of_it(then: Then) -> Lie {
-    Lie {
-        to: ASKED_FIRST[0],
-        after_the_truth: false,
-        bytes: [
-            b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n".as_slice(),
-            &[7; 100],
-        ]
-        .concat(),
-        then,
-    }
-}
-
-#[tokio::test]
-async fn evidence_named_by_digest_is_fetched_first_judged_and_kept() {
-    let mut guest = Guest::boot(&platform(), 1);
-    let (policy, identity) = (guest.policy(), named(&mut guest));
-    let node = Node::serve(guest, &identity, Script::default()).await;
-    let deadlines = Deadlines::default();
-    let (record, session) =
-        connect_recorded(&node.endpoint, &policy, Floors::default(), now_s(), &deadlines).await;
-    assert!(session.unwrap().verification().certificate.is_accepted());
-    let asked = node.requests();
-    assert_eq!(
-        (&asked[..1], asked.len()),
-        (&ASKED_FIRST.map(String::from)[..], 3)
-    );
-
-    let folder = tempfile::tempdir().unwrap();
-    let saved = folder.path().join("saved");
-    record.unwrap().save(&saved).unwrap();
-    let judge = || Record::load(&saved).unwrap().judge(&policy, Floors::default());
-    judge().unwrap();
-    let file = saved.join("certificate-evidence.cbor");
-    let mut evidence = std::fs::read(&file).unwrap();
-    evidence[100] ^= 1;
-    std::fs::write(&file, evidence).unwrap();
-    assert!(matches!(
-        judge().unwrap_err(),
-        ConnectError::Certificate(CertificateFault::OtherEvidence { .. })
-    ));
-    std::fs::remove_file(&file).unwrap();
-    assert!(matches!(judge().unwrap_err(), ConnectError::Incomplete));
-}
-
-#[tokio::test]
-async fn a_proven_key_costs_no_fetch_of_its_evidence() {
-    let mut guest = Guest::boot(&platform(), 1);
-    let (policy, identity) = (guest.policy(), named(&mut guest));
-    let node = Node::serve(guest, &identity, Script::default()).await;
-    let verifier = Verifier::new(policy, Floors::default(), Deadlines::default()).unwrap();
-    verifier.connect(&node.endpoint).await.unwrap();
-    let cold = node.requests().len();
-    verifier.connect(&node.endpoint).await.unwrap();
-    assert_eq!(node.requests().len(), cold);
-}
-
-/// Genuine evidence, but not what the certificate names: of another guest, or of this one made anew.
-#[tokio::test]
-async fn other_evidence_than_the_certificate_names_is_refused_before_anything_else_is_asked() {
-    let platform = platform();
-    let mut guest = Guest::boot(&platform, 1);
-    let policy = guest.policy();
-    let identity = named(&mut guest);
-    for other in [&mut Guest::boot(&platform, 2), &mut Guest::boot(&platform, 1)] {
-        let bundle = other.bundle(ReportData([7; 64])).encode();
-        let script = Script {
-            named_evidence: Reply::Bytes(bundle),
-            ..Script::default()
-        };
-        let node = Node::serve(Guest::boot(&platform, 1), &identity, script).await;
-        let error = dial(&node, &policy).await.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ConnectError::Certificate(CertificateFault::OtherEvidence { .. })
-            ),
-            "{error:?}"
-        );
-        assert_eq!(Exit::from(&error), Exit::Channel);
-        assert_eq!(node.requests(), ASKED_FIRST);
-    }
-}
-
-#[tokio::test]
-async fn named_evidence_that_lies_about_its_lengths_is_refused() {
-    type Lie = fn(&mut Vec<u8>);
-    let lies: [Lie; 3] = [
-        |evidence| evidence.truncate(900),
-        |evidence| evidence.push(0),
-        // The quote, a byte string of two length bytes, announces more than follows.
-        |evidence| evidence[5..7].fill(0xff),
-    ];
-    for lie in lies {
-        let (error, node) = refused(Script::default(), |guest| Identity::by_digest(guest, lie)).await;
-        assert!(
-            matches!(
-                error,
-                ConnectError::Certificate(CertificateFault::NamedEvidence(_))
-            ),
-            "{error:?}"
-        );
-        assert_eq!(node.requests(), ASKED_FIRST);
-    }
-    let half = Script {
-        lie: Some(half_of_it(Then::Close)),
-        ..Script::default()
-    };
-    let (error, node) = refused(half, named).await;
-    assert!(
-        matches!(error, ConnectError::Exchange(ExchangeError::Broken { .. })),
-        "{error:?}"
-    );
-    let received = String::from_utf8(node.received()).unwrap();
-    assert!(received.starts_with(ASKED_FIRST[0]), "{received}");
-    assert_eq!(received.matches(" HTTP/1.1\r\n").count(), 1, "{received}");
-}
-
-#[tokio::test]
-async fn named_evidence_that_is_not_given_is_no_evidence() {
-    let script = Script {
-        named_evidence: Reply::Error,
-        ..Script::default()
-    };
-    let (error, node) = refused(script, named).await;
-    assert!(
-        matches!(
-            error,
-            ConnectError::Exchange(ExchangeError::Status {
-                step: Step::NamedEvidence,
-                status: 500,
-                ..
-            })
-        ),
-        "{error:?}"
-    );
-    assert_eq!(node.requests(), ASKED_FIRST);
 }
 
 #[tokio::test]
@@ -482,86 +326,4 @@ async fn a_server_of_the_web_is_no_guest() {
         "{error:?}"
     );
     assert!(node.received().is_empty());
-}
-
-async fn ask(chat: ChatScript) -> ChatError {
-    let mut guest = Guest::boot(&platform(), 1);
-    let (policy, identity) = (guest.policy(), honest(&mut guest));
-    let script = Script {
-        chat,
-        ..Script::default()
-    };
-    let node = Node::serve(guest, &identity, script).await;
-    let mut session = dial(&node, &policy).await.unwrap();
-    let owner = SigningKey::from_bytes(&[9; 32]);
-    let grant = session.offer(&node.grant(&owner), &owner).await.unwrap();
-    session
-        .open(grant)
-        .chat(&prompt(), OPTIONS, |_| ())
-        .await
-        .unwrap_err()
-}
-
-#[tokio::test]
-async fn a_forged_receipt_is_refused() {
-    let forged = ask(ChatScript {
-        forger: Some(SigningKey::from_bytes(&[8; 32])),
-        ..ChatScript::default()
-    });
-    let error = forged.await;
-    assert!(
-        matches!(error, ChatError::Receipt(ReceiptFault::Signature)),
-        "{error:?}"
-    );
-    assert_eq!(Exit::from(&error), Exit::Request);
-}
-
-#[tokio::test]
-async fn a_receipt_for_another_text_is_refused() {
-    let error = ask(ChatScript {
-        other_text: true,
-        ..ChatScript::default()
-    })
-    .await;
-    assert!(
-        matches!(error, ChatError::Receipt(ReceiptFault::Answer)),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
-async fn an_inflated_receipt_is_refused() {
-    let error = ask(ChatScript {
-        change: Some(|receipt| receipt.served_nano += 1),
-        ..ChatScript::default()
-    })
-    .await;
-    assert!(
-        matches!(error, ChatError::Receipt(ReceiptFault::Amount { .. })),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
-async fn an_answer_without_receipt_is_not_taken_for_complete() {
-    let error = ask(ChatScript {
-        cut: true,
-        ..ChatScript::default()
-    })
-    .await;
-    assert!(matches!(error, ChatError::Cut), "{error:?}");
-}
-
-#[tokio::test]
-async fn a_grant_of_somebody_else_is_not_taken() {
-    let guest = Guest::boot(&platform(), 1);
-    let policy = guest.policy();
-    let node = Node::honest(guest).await;
-    let mut session = dial(&node, &policy).await.unwrap();
-    let (owner, thief) = (SigningKey::from_bytes(&[9; 32]), SigningKey::from_bytes(&[8; 32]));
-    let error = session.offer(&node.grant(&owner), &thief).await.unwrap_err();
-    assert!(
-        matches!(error, ExchangeError::Status { status: 403, .. }),
-        "{error:?}"
-    );
 }
