@@ -1,6 +1,9 @@
 //! One connection to the agent, and what is asked on it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -109,9 +112,7 @@ impl Client {
         agent_key: &[u8; 32],
         leave_after: Option<u64>,
     ) -> Result<Outcome> {
-        let messages = json!([{"role": "user", "content": prompt.text()}]);
-        let body = json!({"model": MODEL, "messages": messages, "stream": true}).to_string();
-        let response = match self.send("/v1/chat/completions", body).await {
+        let response = match self.send("/v1/chat/completions", completion(prompt)).await {
             // An agent whose places are all taken may do that; other clients ask again on a new connection, too.
             Err(_) if self.used && self.http.is_closed() => return Ok(Outcome::Closed),
             response => response?,
@@ -135,6 +136,25 @@ impl Client {
         }
         Ok(Outcome::Left)
     }
+
+    /// Streams an answer: what came, and when.
+    pub(crate) async fn follow(&mut self, prompt: &Prompt) -> Result<Vec<(SystemTime, Bytes)>> {
+        let response = self.send("/v1/chat/completions", completion(prompt)).await?;
+        let status = response.status();
+        ensure!(status == StatusCode::OK, "answered {status}");
+        let mut cells = response.into_body();
+        let mut came = vec![];
+        while let Some(cell) = cells.frame().await {
+            let cell = cell.context("reading the answer")?;
+            came.push((SystemTime::now(), cell.into_data().unwrap_or_default()));
+        }
+        Ok(came)
+    }
+}
+
+fn completion(prompt: &Prompt) -> String {
+    let messages = json!([{"role": "user", "content": prompt.text()}]);
+    json!({"model": MODEL, "messages": messages, "stream": true}).to_string()
 }
 
 /// Of a clean refusal: one that says when to come again.

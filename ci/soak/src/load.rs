@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use crate::{
     Arguments,
     client::{Client, Outcome},
-    node::Prompt,
+    node::{PIECE_PAUSE, Prompt},
     owners::Owners,
     tally::{Tally, count},
     tls,
@@ -66,6 +66,7 @@ impl Crowd {
         let prompt = Prompt {
             name: "first".into(),
             pieces: 1,
+            pause: PIECE_PAUSE,
         };
         let asked = client.ask(&prompt, owners.agent_key(), None);
         timeout(DEADLINE, asked).await.context("the first answer")??;
@@ -155,6 +156,7 @@ impl Crowd {
         let prompt = Prompt {
             name: format!("c{number}t{turn}"),
             pieces: PIECES_MIN + chance % PIECES_MORE,
+            pause: PIECE_PAUSE,
         };
         let leave_after = ((chance >> 32) % 100 < self.disconnects).then_some((chance >> 16) % 8);
         let asked = client.ask(&prompt, self.owners.agent_key(), leave_after);

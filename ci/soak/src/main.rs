@@ -2,6 +2,8 @@
 //! hold connections. Every answer has to be right or refused with a time to come again, and the agent has to be as
 //! big at the end as at the beginning, with nothing left open.
 //!
+//! Beside that, it measures what shaping costs streams ([`shaping`]).
+//!
 //! The agent is the guest's, in a process of its own ([`node`]); platform, host, disk and engine around it are played.
 //! The clients ([`load`]) read every answer to its receipt. It says nothing about the speed of a model.
 //!
@@ -11,6 +13,7 @@ mod client;
 mod load;
 mod node;
 mod owners;
+mod shaping;
 mod tally;
 mod tls;
 mod watch;
@@ -40,6 +43,9 @@ struct Arguments {
     /// For how long, from when every client has a connection.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Measures what shaping costs streams, instead of soaking: each row for so many seconds.
+    #[arg(long)]
+    shaping: bool,
     /// Is the agent, on this socket. What this program starts itself as.
     #[arg(long, hide = true)]
     agent: Option<PathBuf>,
@@ -65,6 +71,7 @@ async fn run(arguments: Arguments) -> Result<bool> {
     open_files()?;
     match &arguments.agent {
         Some(socket) => node::serve(socket, arguments.streams).await.map(|()| true),
+        None if arguments.shaping => shaping::measure(arguments.seconds).await.map(|()| true),
         None => soak(&arguments).await,
     }
 }

@@ -179,5 +179,6 @@ fn median(looks: &[Look]) -> Option<Look> {
         records: middle(|look| look.records)?,
         files: middle(|look| look.files as u64)? as usize,
         resident_kib: middle(|look| look.resident_kib)?,
+        processor_us: middle(|look| look.processor_us)?,
     })
 }

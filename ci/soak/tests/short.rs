@@ -21,3 +21,24 @@ fn a_crowd_with_disconnects_and_idle_connections_is_served_and_leaves_nothing_be
         "no idle connection had to go: {said}"
     );
 }
+
+/// Every token of every row came, and padding was sent with them.
+#[test]
+fn what_shaping_costs_is_measured_over_whole_streams() {
+    let done = Command::new(env!("CARGO_BIN_EXE_cocoon-soak"))
+        .args(["--shaping", "--seconds", "1"])
+        .output()
+        .expect("the program starts");
+    let said = String::from_utf8_lossy(&done.stdout);
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}{errors}");
+    let rows: Vec<_> = said.lines().skip(1).collect();
+    assert_eq!(rows.len(), 5, "{said}");
+    for row in &rows[..4] {
+        let factor = row
+            .split_whitespace()
+            .next_back()
+            .and_then(|word| word.parse::<f64>().ok());
+        assert!(factor.is_some_and(|factor| factor > 1.0), "{row}");
+    }
+}

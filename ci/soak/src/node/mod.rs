@@ -19,6 +19,10 @@ use cocoon_agent::{
     host::HostClient,
     serve::Deadlines,
 };
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::{TimeVal, TimeValLike as _},
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines, stdin},
@@ -29,7 +33,7 @@ use tokio::{
 
 pub(crate) use self::{
     played::{CREDIT_NANO, MODEL, launch_document},
-    talker::{INPUT_TOKENS, Prompt},
+    talker::{CLOCK, INPUT_TOKENS, PIECE_PAUSE, Prompt},
 };
 use self::{
     played::{Disk, Host, NoControl, NoGpus, Platform, Sockets},
@@ -50,6 +54,8 @@ pub(crate) struct Look {
     pub(crate) files: usize,
     /// Memory in use.
     pub(crate) resident_kib: u64,
+    /// Processor time that it took so far.
+    pub(crate) processor_us: u64,
 }
 
 /// The agent's process; ends when dropped.
@@ -173,10 +179,18 @@ async fn answer_looks(host: &Host) -> Result<()> {
                 .context("counting descriptors")?
                 .count(),
             resident_kib: resident_kib()?,
+            processor_us: processor_us()?,
         };
         println!("{}", serde_json::to_string(&look)?);
     }
     Ok(())
+}
+
+fn processor_us() -> Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).context("asking for the processor time taken")?;
+    let times = [usage.user_time(), usage.system_time()];
+    let taken_us: i64 = times.iter().map(TimeVal::num_microseconds).sum();
+    taken_us.try_into().context("a negative processor time")
 }
 
 fn resident_kib() -> Result<u64> {

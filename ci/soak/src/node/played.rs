@@ -54,7 +54,7 @@ pub(crate) fn launch_document(streams: usize) -> Result<LaunchDocument> {
         },
         limits: Limits {
             context_tokens_max: 4096,
-            output_tokens_max: 256,
+            output_tokens_max: 2048,
             requests_max,
         },
         settlement: Settlement {

@@ -1,7 +1,11 @@
 //! An engine that generates nothing: it says what the prompt asks for, a piece at a time, to all requests at once.
 //! It is cancelled as an engine is.
 
-use std::{collections::HashMap, io, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use cocoon_agent::engine::{EngineProcess, Spawn};
 use cocoon_protocol::{
@@ -16,41 +20,54 @@ use tokio::{
     time::sleep,
 };
 
-/// Between two pieces of one answer: ten tokens a second for each of all clients.
-const PIECE_PAUSE: Duration = Duration::from_millis(100);
+/// Between two pieces of one answer in a soak: ten tokens a second for each of all clients.
+pub(crate) const PIECE_PAUSE: Duration = Duration::from_millis(100);
+/// The name of prompts that are answered with the time: each piece is the nanosecond since 1970 at which it was said.
+pub(crate) const CLOCK: &str = "clock";
 /// Messages on their way to the agent; requests wait when it is slower.
 const MESSAGES_MAX: usize = 1024;
 pub(crate) const INPUT_TOKENS: u64 = 5;
 
-/// A prompt: whose it is, and of how many pieces its answer is.
+/// A prompt: whose it is, of how many pieces its answer is, and how far apart these are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prompt {
     pub(crate) name: String,
     pub(crate) pieces: u64,
+    pub(crate) pause: Duration,
 }
 
 impl Prompt {
     /// As it is sent.
     pub(crate) fn text(&self) -> String {
-        format!("{} {}", self.name, self.pieces)
+        format!("{} {} {}", self.name, self.pieces, self.pause.as_micros())
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (name, pieces) = text.rsplit_once(' ')?;
+        let (rest, pause_us) = text.rsplit_once(' ')?;
+        let (name, pieces) = rest.rsplit_once(' ')?;
         Some(Self {
             name: name.to_owned(),
             pieces: pieces.parse().ok()?,
+            pause: Duration::from_micros(pause_us.parse().ok()?),
         })
     }
 
     fn piece(&self, number: u64) -> String {
-        format!("{}:{number} ", self.name)
+        match self.name.as_str() {
+            CLOCK => format!("{} ", now_ns()),
+            name => format!("{name}:{number} "),
+        }
     }
 
-    /// The whole answer.
+    /// The whole answer, where it is not the time.
     pub(crate) fn answer(&self) -> String {
         (1..=self.pieces).map(|number| self.piece(number)).collect()
     }
+}
+
+fn now_ns() -> u128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos()
 }
 
 /// Starts talkers.
@@ -122,7 +139,7 @@ async fn generate(
     while said < prompt.pieces {
         tokio::select! {
             _ = &mut cancelled => break,
-            () = sleep(PIECE_PAUSE) => {}
+            () = sleep(prompt.pause) => {}
         }
         said += 1;
         let text = FromEngine::Text {
