@@ -1,8 +1,8 @@
 //! Lets a result appear under its name only when it is complete.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs::{self, File, FileType},
+    io::{self, ErrorKind, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -12,8 +12,6 @@ use tempfile::{NamedTempFile, TempDir};
 
 /// How names of folders begin that a build works in and removes when it ends.
 pub const WORK_PREFIX: &str = ".work-";
-/// In a [`WorkFolder`], the file that whoever works there holds a lock on.
-const HELD: &str = "held";
 
 /// Removes what killed builds left in a folder of the cache. The caller holds the cache's lock, so nobody works
 /// there.
@@ -35,7 +33,7 @@ pub fn remove_killed(folder: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct WorkFolder {
     folder: TempDir,
-    /// Held as long as somebody works here; a killed program lets go of it.
+    /// The folder itself, locked as long as somebody works here.
     _held: File,
 }
 
@@ -45,19 +43,20 @@ impl WorkFolder {
     /// # Errors
     /// The file system's.
     pub fn new(parent: &Path, prefix: &str) -> io::Result<Self> {
-        // Between making a folder and holding it, nobody may look.
-        let gate = File::create(parent.join(format!("{prefix}lock")))?;
-        gate.lock()?;
-        for entry in fs::read_dir(parent)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(prefix) && entry.file_type()?.is_dir() {
-                remove_if_left(&entry.path())?;
+        remove_left(parent, prefix, FileType::is_dir)?;
+        loop {
+            let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
+            let held = match File::open(folder.path()) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            // NFS locks no folders: there nobody can tell what was left, and nothing is removed.
+            let _ = held.lock();
+            // Somebody else may have removed it before it was locked.
+            if folder.path().exists() {
+                return Ok(Self { folder, _held: held });
             }
         }
-        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
-        let held = File::create(folder.path().join(HELD))?;
-        held.lock()?;
-        Ok(Self { folder, _held: held })
     }
 
     /// Where to work.
@@ -66,26 +65,13 @@ impl WorkFolder {
     }
 }
 
-fn remove_if_left(folder: &Path) -> io::Result<()> {
-    let left = match File::open(folder.join(HELD)) {
-        Ok(held) => held.try_lock().is_ok(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    if left { fs::remove_dir_all(folder) } else { Ok(()) }
-}
-
 /// A file to write in `parent` whose name begins with `prefix`, readable for all, for programs that may run at the same
 /// time. It is removed when dropped, or by the next that starts beside it if this program is killed.
 ///
 /// # Errors
 /// The file system's.
 pub fn work_file(parent: &Path, prefix: &str) -> io::Result<NamedTempFile> {
-    for entry in fs::read_dir(parent)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) && entry.file_type()?.is_file() {
-            remove_if_let_go(&entry.path())?;
-        }
-    }
+    remove_left(parent, prefix, FileType::is_file)?;
     loop {
         let file = tempfile::Builder::new()
             .prefix(prefix)
@@ -99,17 +85,32 @@ pub fn work_file(parent: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     }
 }
 
-/// Whoever works on a file holds its lock; a killed program lets go of it.
+fn remove_left(parent: &Path, prefix: &str, is_wanted: fn(&FileType) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let is_named = entry.file_name().to_string_lossy().starts_with(prefix);
+        if !is_named || !is_wanted(&entry.file_type()?) {
+            continue;
+        }
+        match remove_if_let_go(&entry.path()) {
+            // Finished or removed by another, or another user's.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
+            removed => removed?,
+        }
+    }
+    Ok(())
+}
+
+/// Whoever works on something holds its lock; a killed program lets go of it.
 fn remove_if_let_go(path: &Path) -> io::Result<()> {
-    let removed = match File::open(path) {
-        Ok(file) if file.try_lock().is_ok() => fs::remove_file(path),
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    };
-    match removed {
-        // Finished, or removed by another.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+    let left = File::open(path)?;
+    if left.try_lock().is_err() {
+        return Ok(());
+    }
+    if left.metadata()?.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
     }
 }
 
@@ -136,7 +137,7 @@ pub enum PublishError {
 #[derive(Debug)]
 pub struct Staging {
     target: PathBuf,
-    work: TempDir,
+    work: WorkFolder,
 }
 
 impl Staging {
@@ -161,16 +162,8 @@ impl Staging {
         let failed = |source| write_error(parent, source);
         fs::create_dir_all(parent).map_err(failed)?;
         let prefix = format!(".{}.partial-", name.to_string_lossy());
-        for entry in fs::read_dir(parent).map_err(failed)?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_dir_all(entry.path()).map_err(|source| write_error(&entry.path(), source))?;
-            }
-        }
-        let work = tempfile::Builder::new()
-            .prefix(&prefix)
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in(parent)
-            .map_err(failed)?;
+        let work = WorkFolder::new(parent, &prefix).map_err(failed)?;
+        fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755)).map_err(failed)?;
         Ok(Self { target, work })
     }
 
@@ -202,7 +195,7 @@ impl Staging {
 pub fn file(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path
         .parent()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no file name"))?;
+        .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
     let mut new = tempfile::Builder::new()
         .prefix(".partial-")
         .permissions(fs::Permissions::from_mode(0o644))
@@ -257,12 +250,29 @@ mod tests {
         fs::write(staging.path().join("manifest.json"), "old").unwrap();
         staging.publish().unwrap();
 
-        let killed = Staging::beside(&target).unwrap();
-        let left = killed.work.keep();
+        let WorkFolder { folder, _held: held } = Staging::beside(&target).unwrap().work;
+        let left = folder.keep();
+        // As if this program were killed.
+        drop(held);
         assert!(left.exists());
         drop(Staging::beside(&target).unwrap());
         assert_eq!(names(dir.path()), ["image"]);
         assert_eq!(fs::read_to_string(target.join("manifest.json")).unwrap(), "old");
+    }
+
+    /// Two caches, one place for the image: neither build knows of the other.
+    #[test]
+    fn two_builds_of_one_image_leave_each_other_alone_and_the_last_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("image");
+        let [first, second] = [(); 2].map(|()| Staging::beside(&target).unwrap());
+        for (staging, content) in [(&second, "second"), (&first, "first")] {
+            fs::write(staging.path().join("manifest.json"), content).unwrap();
+        }
+        second.publish().unwrap();
+        first.publish().unwrap();
+        assert_eq!(fs::read_to_string(target.join("manifest.json")).unwrap(), "first");
+        assert_eq!(names(dir.path()), ["image"]);
     }
 
     #[test]
@@ -278,17 +288,15 @@ mod tests {
     #[test]
     fn a_work_folder_is_removed_by_the_next_only_when_nobody_works_there() {
         let dir = tempfile::tempdir().unwrap();
-        let killed = dir.path().join(".verify-killed");
-        for name in [".verify-killed", ".verify-before-it-was-held", ".other"] {
+        for name in [".verify-killed", ".other"] {
             fs::create_dir_all(dir.path().join(name).join("image")).unwrap();
         }
-        fs::write(killed.join(HELD), "").unwrap();
         let first = WorkFolder::new(dir.path(), ".verify-").unwrap();
-        assert!(!killed.exists());
+        assert!(!dir.path().join(".verify-killed").exists());
         let second = WorkFolder::new(dir.path(), ".verify-").unwrap();
         assert!(first.path().is_dir() && second.path().is_dir());
         drop((first, second));
-        assert_eq!(names(dir.path()), [".other", ".verify-lock"]);
+        assert_eq!(names(dir.path()), [".other"]);
     }
 
     #[test]
