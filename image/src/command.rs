@@ -13,7 +13,7 @@ use crate::interrupt;
 /// Lines of a failed program's output that the error repeats.
 const TAIL_LINES: usize = 20;
 /// Tools and the Debian package each comes in.
-const PACKAGES: [(&str, &str); 17] = [
+const PACKAGES: [(&str, &str); 18] = [
     ("/usr/lib/apt/apt-helper", "apt"),
     ("apt-get", "apt"),
     ("bc", "bc"),
@@ -25,6 +25,7 @@ const PACKAGES: [(&str, &str); 17] = [
     ("ld", "binutils"),
     ("make", "make"),
     ("patch", "patch"),
+    ("prlimit", "util-linux"),
     ("python3", "python3-pip"),
     ("strip", "binutils"),
     ("tar", "tar"),

@@ -1,7 +1,7 @@
 //! Inputs from folders and servers that are wrong, short, too long or not there.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     sync::mpsc,
     thread,
@@ -9,6 +9,9 @@ use std::{
 
 use super::*;
 use crate::lock::tests::locked;
+
+/// More than the buffers between two programs hold, and little enough for a test's disk.
+const FLOOD_BYTES: usize = 256 * 1024 * 1024;
 
 /// No mirrors and an archive that is a folder on this machine: the tests touch no network.
 pub(super) fn offline(cache: &Path, archive: &Path) -> Sources {
@@ -21,11 +24,11 @@ pub(super) fn offline(cache: &Path, archive: &Path) -> Sources {
     }
 }
 
-/// What lies among the inputs, beside the lock of those who download.
+/// What lies among the inputs.
 fn left(cache: &Path) -> Vec<String> {
     let entries = fs::read_dir(cache.join("inputs")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name != ".download-lock").collect()
+    names.collect()
 }
 
 /// An archive on this machine's loopback that gives every request the same answer. Returns its address and the
@@ -49,6 +52,27 @@ fn served(answer: &str) -> (String, mpsc::Receiver<String>) {
         }
     });
     (address, requests)
+}
+
+/// An archive on this machine's loopback whose answer goes on up to [`FLOOD_BYTES`], whatever its head says. Returns its
+/// address and how much could be sent.
+fn flood(head: &'static str) -> (String, mpsc::Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (ended, sent) = mpsc::channel();
+    // Ends with the test's process.
+    thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let mut bytes = 0;
+        let mut next = head.as_bytes().to_vec();
+        while bytes < FLOOD_BYTES && stream.write_all(&next).is_ok() {
+            bytes += next.len();
+            next = vec![b'c'; 65_536];
+        }
+        let _ = ended.send(bytes);
+    });
+    (address, sent)
 }
 
 /// A file in the archive under the input's path.
@@ -139,6 +163,26 @@ fn an_archive_that_stops_early_or_has_another_file_over_http_leaves_nothing() {
     let LockedInput { pool, file, .. } = &input;
     let expected = format!("GET /archive/debian/20260101T000000Z/{pool}/{file} HTTP/1.1");
     assert_eq!(requests.recv().unwrap(), expected);
+}
+
+/// Otherwise whoever answers for a mirror fills the disk.
+#[test]
+fn an_archive_that_sends_without_end_is_left_at_the_locked_length() {
+    let input = locked(b"content");
+    let heads = [
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 100000000000\r\n\r\n",
+    ];
+    for head in heads {
+        let cache = tempfile::tempdir().unwrap();
+        let mut sources = offline(cache.path(), cache.path());
+        let (archive, sent) = flood(head);
+        sources.archive = archive;
+        let error = sources.find(&input).unwrap_err();
+        assert!(matches!(error, InputError::Missing { .. }), "{error}");
+        assert_eq!(left(cache.path()), [""; 0], "{error}");
+        assert!(sent.recv().unwrap() < FLOOD_BYTES, "all of it was taken: {error}");
+    }
 }
 
 #[test]
