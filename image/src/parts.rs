@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,7 @@ use cocoon_measurements::ImageProfile;
 
 use crate::{
     builder::BuilderRoot,
-    image::{BuildError, Request},
+    image::{BuildError, Request, file_error},
     input::hash_file,
     kernel::{Ingredients, KernelError, KernelPlan},
     lock::Lock,
@@ -77,8 +78,11 @@ fn here(
             path: places.libtorch.clone(),
         });
     }
-    let (_, firmware_sha256) = hash_file(firmware).map_err(|_| BuildError::NoFirmware {
-        path: firmware.to_owned(),
+    let (_, firmware_sha256) = hash_file(firmware).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BuildError::NoFirmware {
+            path: firmware.to_owned(),
+        },
+        _ => file_error(firmware, source),
     })?;
     let ingredients = Ingredients::load(&places.source, lock, &recipe.kernel).map_err(KernelError::from)?;
     let plan = KernelPlan::new(ingredients)?;

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use cocoon_image::{
     command::CommandError,
+    crates::CratesError,
     given::GivenError,
     image::BuildError,
     input::{DEBIAN_ARCHIVE, InputError, Sources},
@@ -139,6 +140,7 @@ pub(crate) fn is_missing_input(error: &anyhow::Error) -> bool {
         cause.downcast_ref().is_some_and(BuildError::is_missing_input)
             || matches!(cause.downcast_ref(), Some(InputError::Missing { .. }))
             || matches!(cause.downcast_ref(), Some(GivenError::NotGiven { .. }))
+            || matches!(cause.downcast_ref(), Some(CratesError::Missing { .. }))
             || matches!(cause.downcast_ref(), Some(ToolchainError::Missing { .. }))
             || matches!(cause.downcast_ref(), Some(CommandError::MissingTool { .. }))
     })
@@ -147,7 +149,7 @@ pub(crate) fn is_missing_input(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use cocoon_evidence::Digest32;
-    use cocoon_image::kernel::KernelError;
+    use cocoon_image::{kernel::KernelError, workshop::PartError};
 
     use super::*;
 
@@ -170,6 +172,22 @@ mod tests {
             found: Digest32::ZERO,
             expected_bytes: 1,
             expected: Digest32::ZERO,
+        })));
+    }
+
+    #[test]
+    fn crates_that_cargo_does_not_have_are_missing_and_a_lock_that_pins_nothing_is_wrong() {
+        let of_a_program =
+            |error: CratesError| anyhow::Error::from(BuildError::Part(PartError::Crates(error)));
+        assert!(is_missing_input(&of_a_program(CratesError::Missing {
+            file: "leaf-2.0.0.crate".into(),
+            sha256: Digest32::ZERO,
+            home: "cargo".into(),
+        })));
+        assert!(!is_missing_input(&of_a_program(CratesError::Unpinned {
+            name: "leaf".into(),
+            version: "2.0.0".into(),
+            origin: "git".into(),
         })));
     }
 }
