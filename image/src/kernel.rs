@@ -18,7 +18,7 @@ use tempfile::TempDir;
 mod configuration;
 mod ingredients;
 
-pub use ingredients::{Ingredients, IngredientsError, RecipeFile};
+pub use ingredients::{Ingredients, IngredientsError, RecipeFile, is_patch};
 
 use crate::{
     builder::BuilderRoot,

@@ -24,9 +24,9 @@ use crate::{
     command::CommandError,
     crates::{CratesError, checksums},
     input::hash_file,
-    kernel::KERNEL_SOURCE,
+    kernel::{KERNEL_SOURCE, is_patch},
     lock::{self, Lock, LockError, LockedInput, Wheel},
-    recipe::{Recipe, RecipeError},
+    recipe::{self, Recipe, RecipeError},
 };
 
 const IMAGE: &str = "image";
@@ -183,12 +183,12 @@ impl Parts {
                 _ => origin.builder_root.is_some() && FIRMWARE_SOURCES.contains(&input.name.as_str()),
             });
             for input in sources {
-                let kind = if name == "kernel" {
-                    Kind::OperatingSystem
+                let source = if name == "kernel" {
+                    self.patched(locked(Kind::OperatingSystem, input), manifest)
                 } else {
-                    Kind::Firmware
+                    locked(Kind::Firmware, input)
                 };
-                let source = self.add(locked(kind, input));
+                let source = self.add(source);
                 self.need(&file, &source);
             }
         }
@@ -210,6 +210,19 @@ impl Parts {
         };
         let rust = rust.with("cocoon:tree-sha256", lock.rust.tree_sha256.to_string());
         self.add(rust);
+    }
+
+    /// The kernel's source with what the manifest says that was changed in it; each patch is a component, too, with its
+    /// hash.
+    fn patched(&mut self, mut kernel: Component, manifest: &Manifest) -> Component {
+        for (name, sha256) in manifest.inputs.iter().filter(|(name, _)| is_patch(name)) {
+            let path = format!("{}/{name}", recipe::FOLDER);
+            let patch = Component::new(Kind::File, format!("recipe:{name}"), &path);
+            let patch = self.add(patch.hashed(*sha256));
+            self.need(&kernel.reference, &patch);
+            kernel.add_patch(path);
+        }
+        kernel
     }
 
     fn add_programs(&mut self, manifest: &Manifest, source: &Path) -> Result<(), SbomError> {

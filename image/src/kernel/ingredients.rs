@@ -14,6 +14,9 @@ use crate::{
 /// In the recipe's folder: what is changed in every kernel, in the order of names.
 const PATCHES: &str = "patches";
 
+/// How a patch's name ends.
+const PATCH_SUFFIX: &str = ".patch";
+
 /// A text of the recipe's folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecipeFile {
@@ -76,6 +79,14 @@ impl Ingredients {
     }
 }
 
+/// Whether an input of an image, by its name in the manifest, is a patch to the kernel.
+pub fn is_patch(input: &str) -> bool {
+    let of_patches = input
+        .strip_prefix(PATCHES)
+        .is_some_and(|rest| rest.starts_with('/'));
+    of_patches && input.ends_with(PATCH_SUFFIX)
+}
+
 fn read(folder: &Path, name: &str) -> Result<RecipeFile, IngredientsError> {
     let path = folder.join(name);
     let text = fs::read_to_string(&path).map_err(|source| IngredientsError::Recipe { path, source })?;
@@ -94,7 +105,7 @@ fn patches(folder: &Path) -> Result<Vec<String>, IngredientsError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".patch") {
+        if name.ends_with(PATCH_SUFFIX) {
             names.push(format!("{PATCHES}/{name}"));
         }
     }

@@ -69,6 +69,9 @@ pub struct Component {
     /// Where the ecosystem has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub purl: Option<String>,
+    /// How it was changed after it was fetched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pedigree: Option<Pedigree>,
     /// Its files in the root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
@@ -88,6 +91,7 @@ impl Component {
             scope: Scope::Required,
             hashes: Vec::new(),
             purl: None,
+            pedigree: None,
             evidence: None,
             properties: Vec::new(),
         }
@@ -115,6 +119,15 @@ impl Component {
             content: sha256,
         });
         self
+    }
+
+    /// With one more patch that was applied to it, by its place in Cocoon's source tree.
+    pub fn add_patch(&mut self, path: String) {
+        let pedigree = self.pedigree.get_or_insert_default();
+        pedigree.patches.push(Patch {
+            kind: "unofficial",
+            diff: Diff { url: path },
+        });
     }
 
     /// With one more file in the root.
@@ -164,6 +177,27 @@ pub enum Scope {
 pub struct Hash {
     alg: &'static str,
     content: Digest32,
+}
+
+/// How a component was changed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Pedigree {
+    /// In the order in which they were applied.
+    pub patches: Vec<Patch>,
+}
+
+/// A change to a component. The standard gives it no hash: that stands at the component of the patch's own.
+#[derive(Debug, Clone, Serialize)]
+pub struct Patch {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    diff: Diff,
+}
+
+/// Where a change is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Diff {
+    url: String,
 }
 
 /// Where a component was found.

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     compare::tests::{FILES, image},
+    kernel::{Ingredients, KernelPlan},
     origin,
 };
 
@@ -224,6 +225,33 @@ fn a_debian_library_is_in_the_bill_as_its_package() {
         assert_eq!(found["hashes"].as_array().map_or(0, Vec::len), hashes);
         assert!(closure_of(&bom, "image").contains(&reference));
     }
+}
+
+/// Otherwise whoever looks for a flaw in Debian's kernel takes it for one that is not there, or the other way round.
+#[test]
+fn the_kernels_patches_are_in_the_bill_in_their_order_with_their_hashes() {
+    let lock = Lock::load(source()).unwrap();
+    let plan = KernelPlan::new(Ingredients::load(source(), &lock, &["kernel.config".into()]).unwrap());
+    let inputs = plan.unwrap().inputs();
+    let bom = document(&house(|manifest| manifest.inputs.extend(inputs.clone())));
+    let patches = component(&bom, "pkg:deb/debian/linux-source-")["pedigree"]["patches"].clone();
+    let patches: Vec<_> = patches.as_array().unwrap().iter().collect();
+    assert!(patches.len() >= 2, "{patches:?}");
+    let contained = closure_of(&bom, "file:kernel");
+    let mut before = "";
+    for patch in patches {
+        let path = patch["diff"]["url"].as_str().unwrap();
+        assert!(before < path && patch["type"] == "unofficial", "{patch}");
+        before = path;
+        let name = path.strip_prefix("image/recipe/").unwrap();
+        let reference = format!("recipe:{name}");
+        let hash = &component(&bom, &reference)["hashes"][0]["content"];
+        let content = fs::read(source().join(path)).unwrap();
+        assert_eq!(*hash, Digest32::of(&content).to_string());
+        assert!(contained.contains(&reference));
+    }
+    let unpatched = document(&house(|_| {}));
+    assert!(component(&unpatched, "pkg:deb/debian/linux-source-")["pedigree"].is_null());
 }
 
 /// Otherwise the bill would name versions that are not in the image.
