@@ -124,8 +124,8 @@ pub(crate) struct ChatArgs {
     /// Where the chain's liteservers are: a global.config.json
     #[arg(long, value_name = "FILE")]
     pub(crate) ton_config: PathBuf,
-    /// Cap of a grant that is newly locked for this node: the most that it can draw, gas included; and the most that
-    /// a conversation costs. What is not used of a grant serves later requests, and can be withdrawn after a day
+    /// What this guest can draw at most, gas included, from a new grant and those that are open; and the most that a
+    /// conversation costs. What is not used of a grant serves later requests, and can be withdrawn after a day
     #[arg(long, value_name = "TON", default_value = "1", value_parser = parse_ton)]
     pub(crate) max_ton: u64,
     /// Generated tokens at most; the node's own limit if not given
@@ -161,8 +161,9 @@ pub(crate) struct ProxyArgs {
     /// Where the chain's liteservers are: a global.config.json
     #[arg(long, value_name = "FILE")]
     pub(crate) ton_config: PathBuf,
-    /// What may be locked in new grants while this proxy runs, in equal shares for each --upstream. Grants that are
-    /// locked already are used first
+    /// What may be spent while this proxy runs, together with what can still be drawn from grants that it locked, in
+    /// equal shares for each --upstream. Half of what is left is locked at a time. Grants that are locked already are
+    /// used first
     #[arg(long, value_name = "TON", default_value = "1", value_parser = parse_ton)]
     pub(crate) max_ton: u64,
     /// Serve a page for your browser too, with the verification, the receipts and a chat. Its URL goes to standard

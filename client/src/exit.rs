@@ -120,10 +120,16 @@ impl From<&WalletError> for Exit {
 impl From<&PayError> for Exit {
     fn from(error: &PayError) -> Self {
         match error {
-            PayError::Offer(ExchangeError::Status {
-                status: 402 | 403, ..
-            }) => Self::Payment,
-            PayError::Offer(_) => Self::Request,
+            PayError::Offer(refusal)
+            | PayError::Open {
+                refusal: Some(refusal),
+                ..
+            } => match refusal {
+                ExchangeError::Status {
+                    status: 402 | 403, ..
+                } => Self::Payment,
+                _ => Self::Request,
+            },
             _ => Self::Payment,
         }
     }

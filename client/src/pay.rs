@@ -4,23 +4,27 @@
 //! network and contract code are those of the launch document in the evidence; the contract code must also be
 //! the one that is compiled in here, because the owner's coins are only as safe as that code.
 
+mod error;
+mod stake;
+
 use std::time::Duration;
 
 use cocoon_evidence::Digest32;
-use cocoon_protocol::{
-    AccountAddress, ContractCode, Grant, LaunchDocument, NetworkId, SignedGrant, TokenCounts,
-};
+use cocoon_protocol::{AccountAddress, Grant, LaunchDocument, NetworkId, SignedGrant, TokenCounts};
 use cocoon_settlement::{
-    ChainClient, ChainError, DepositState, GlobalConfig, GrantState, RESERVE_NANO, SignedWithdrawal,
-    deposit_code, settle_minimum_nano,
+    ChainClient, DepositState, GlobalConfig, GrantState, RESERVE_NANO, SignedWithdrawal, deposit_code,
+    settle_minimum_nano,
 };
 
+use self::stake::AtStake;
+pub(crate) use self::stake::rest_s;
+pub use self::{error::PayError, stake::Locking};
 use crate::{BoundGrant, ExchangeError, PaidSession, Proof, Session, Wallet};
 
 /// How long a new grant may be drawn upon. What is not drawn can be withdrawn afterwards.
 pub const GRANT_LIFETIME_S: u32 = 24 * 3600;
 
-/// A grant that expires sooner is not used for another request.
+/// A grant that expires sooner is offered last: a node takes none on which it could not settle any more.
 const GRANT_REST_S: u64 = 15 * 60;
 
 /// How many grants that are locked already are shown to the guest before a new one is locked.
@@ -32,90 +36,6 @@ const OFFER_PAUSE: Duration = Duration::from_secs(1);
 
 /// What locking a grant may cost in gas; a bit more stays in the deposit.
 const LOCK_GAS_NANO: u64 = 50_000_000;
-
-/// Why a session could not be paid for. No prompt was sent.
-#[derive(Debug, thiserror::Error)]
-pub enum PayError {
-    /// The node wants to be paid through a contract that nobody here has read.
-    #[error(
-        "the node is paid through contract code {found:?}, this program knows {known:?}; use a node and a \
-         cocoon of matching versions"
-    )]
-    UnknownContract {
-        /// From the launch document.
-        found: ContractCode,
-        /// Compiled in.
-        known: ContractCode,
-    },
-    /// Real coins for a simulated guest.
-    #[error(
-        "the platform is SIMULATED, and the node wants coins on network {network}: a simulated guest is paid on \
-         the local chain only"
-    )]
-    SimulatedOnRealChain {
-        /// From the launch document.
-        network: i32,
-    },
-    /// The node is paid on another chain than the one that was opened.
-    #[error("the node wants coins on network {found}, this deposit is on network {own}")]
-    OtherNetwork {
-        /// From the launch document.
-        found: i32,
-        /// Of the deposit.
-        own: i32,
-    },
-    /// The cap does not cover one request.
-    #[error(
-        "one request may cost {need_nano} nanoTON, and no less is settled; --max-ton allows {cap_nano} nanoTON: raise \
-         --max-ton or lower --max-tokens"
-    )]
-    CapTooLow {
-        /// The worst case.
-        need_nano: u64,
-        /// As allowed.
-        cap_nano: u64,
-    },
-    /// Prices and limits multiply to more than there is.
-    #[error("the node's prices are beyond any amount of coins")]
-    Price,
-    /// The chain.
-    #[error("the chain could not be asked, or refused")]
-    Chain(#[source] ChainError),
-    /// The deposit is short, and this network has no faucet.
-    #[error(
-        "the deposit {deposit} has {free_nano} nanoTON free, {needed_nano} are needed: send it {} nanoTON and try \
-         again",
-        needed_nano - free_nano
-    )]
-    Funds {
-        /// The deposit's address.
-        deposit: AccountAddress,
-        /// What no grant reserves.
-        free_nano: u64,
-        /// Cap, reserve and gas.
-        needed_nano: u64,
-    },
-    /// The guest does not take the grant.
-    #[error("the node does not take the grant")]
-    Offer(#[source] ExchangeError),
-    /// The guest takes the grant, and serves less on it than one request may cost.
-    #[error(
-        "the node serves {left_nano} nanoTON more on the grant, one request may cost {need_nano} nanoTON; the \
-         node's launcher may lag behind the chain: try again"
-    )]
-    Credit {
-        /// As the node says.
-        left_nano: u64,
-        /// The worst case.
-        need_nano: u64,
-    },
-}
-
-impl From<ChainError> for PayError {
-    fn from(error: ChainError) -> Self {
-        Self::Chain(error)
-    }
-}
 
 /// What one request may cost at most: the guest debits this before it admits the request.
 ///
@@ -205,8 +125,9 @@ impl Purse {
         &self.wallet
     }
 
-    /// Binds a grant with at least `need_nano` left to the session: one that is locked already, or a new one of
-    /// `cap_nano`, for which the deposit is funded from the faucet on the local chain.
+    /// Binds a grant with at least `need_nano` left to the session: one that is locked already, or a new one, for which
+    /// the deposit is funded from the faucet on the local chain. The new one and what the guest could still draw on
+    /// others are `cap_nano` together at most.
     ///
     /// # Errors
     /// See [`PayError`].
@@ -217,11 +138,13 @@ impl Purse {
         cap_nano: u64,
         now_s: u64,
     ) -> Result<PaidSession, PayError> {
-        let (_, bound) = self.bind(&mut session, need_nano, cap_nano, now_s).await?;
+        let bound = self.bind(&mut session, need_nano, cap_nano, Locking::Whole, now_s, |_| ());
+        let (_, bound) = bound.await?;
         Ok(session.open(bound))
     }
 
-    /// The same, and the grant: it can be offered on further sessions with the same guest.
+    /// The same, and the grant: it can be offered on further sessions with the same guest. `promise` gets a new grant
+    /// before anybody else does: once it was sent it may be locked, whatever follows.
     ///
     /// # Errors
     /// See [`PayError`].
@@ -230,7 +153,9 @@ impl Purse {
         session: &mut Session,
         need_nano: u64,
         cap_nano: u64,
+        locking: Locking,
         now_s: u64,
+        promise: impl FnOnce(&SignedGrant),
     ) -> Result<(SignedGrant, BoundGrant), PayError> {
         Self::check_terms(session.proof())?;
         let found = session.launch().settlement.network;
@@ -246,27 +171,25 @@ impl Purse {
             .as_ref()
             .map_or(vec![], |state| self.open_grants(state, session, now_s));
         let mut at_stake = AtStake::default();
-        if let Some(bound) = self.offer_open(session, open, need_nano, &mut at_stake).await? {
+        let taken = self.offer_open(session, open, need_nano, now_s, &mut at_stake);
+        if let Some(bound) = taken.await? {
             return Ok(bound);
         }
         // What is open with this guest counts, though it does not serve on it now: or a host that has its guest refuse
         // would have one grant after the other locked.
-        let cap_nano = cap_nano.saturating_sub(at_stake.nano);
+        let free_nano = cap_nano.saturating_sub(at_stake.nano);
         // The contract takes no grant that could never be settled.
         let least_nano = need_nano.max(settle_minimum_nano());
-        if cap_nano < least_nano {
-            return Err(at_stake.refusal.map_or(
-                PayError::CapTooLow {
-                    need_nano: least_nano,
-                    cap_nano,
-                },
-                PayError::Offer,
-            ));
+        // A half is left for another guest, not for one that refuses its own.
+        if free_nano < least_nano || (locking == Locking::Half && at_stake.is_refused) {
+            return Err(at_stake.short(cap_nano, least_nano, now_s));
         }
+        let new_nano = locking.cap_nano(free_nano, least_nano);
         let reserved_nano = state.map_or(0, |state| state.reserved_nano);
-        self.fund(balance_nano.saturating_sub(reserved_nano), cap_nano)
+        self.fund(balance_nano.saturating_sub(reserved_nano), new_nano)
             .await?;
-        let signed = self.new_grant(session, cap_nano, now_s).sign(self.wallet.key());
+        let signed = self.new_grant(session, new_nano, now_s).sign(self.wallet.key());
+        promise(&signed);
         self.chain.lock_grant(&signed).await?;
         let bound = self.offer_new(session, &signed, need_nano).await?;
         Ok((signed, bound))
@@ -295,11 +218,14 @@ impl Purse {
         session: &mut Session,
         open: Vec<(Grant, u64)>,
         need_nano: u64,
+        now_s: u64,
         at_stake: &mut AtStake,
     ) -> Result<Option<(SignedGrant, BoundGrant)>, PayError> {
+        let live = |grant: &Grant| u64::from(grant.expires_s) > now_s;
         for (tried, (grant, left_nano)) in open.into_iter().enumerate() {
-            let mut stays_nano = left_nano;
-            if tried < GRANTS_TRIED_MAX && left_nano >= need_nano {
+            let (mut stays_nano, expires_s) = (left_nano, grant.expires_s);
+            let is_lasting = lasts(&grant, now_s);
+            if tried < GRANTS_TRIED_MAX && left_nano >= need_nano && live(&grant) {
                 let signed = grant.sign(self.wallet.key());
                 match session.offer(&signed, self.wallet.key()).await {
                     Ok(bound) if bound.standing().left_nano() >= need_nano => {
@@ -311,11 +237,14 @@ impl Purse {
                             signed.grant.cap_nano.saturating_sub(bound.standing().served_nano);
                         stays_nano = left_nano.min(unserved_nano);
                     }
-                    Err(error @ ExchangeError::Status { .. }) => at_stake.refusal = Some(error),
+                    Err(error @ ExchangeError::Status { .. }) => {
+                        at_stake.is_refused |= is_lasting;
+                        at_stake.refusal = Some(error);
+                    }
                     Err(error) => return Err(PayError::Offer(error)),
                 }
             }
-            at_stake.nano = at_stake.nano.saturating_add(stays_nano);
+            at_stake.add(stays_nano, expires_s);
         }
         Ok(None)
     }
@@ -384,12 +313,13 @@ impl Purse {
         }
     }
 
-    /// Locked grants for this very guest and what is left of each, the fullest first.
+    /// Grants of which this very guest could still draw, and what is left of each; the fullest first, and those that
+    /// end soon last.
     fn open_grants(&self, state: &DepositState, session: &Session, now_s: u64) -> Vec<(Grant, u64)> {
         let mut found: Vec<_> = state
             .grants
             .iter()
-            .filter(|(_, grant)| u64::from(grant.expires_s) > now_s.saturating_add(GRANT_REST_S))
+            .filter(|(_, grant)| rest_s(grant.expires_s, now_s) > 0)
             .filter_map(|(id, grant)| {
                 let rebuilt = Grant {
                     cap_nano: grant.cap_nano,
@@ -400,17 +330,13 @@ impl Purse {
                 is_same(id, &rebuilt).then_some((rebuilt, left_nano(grant)))
             })
             .collect();
-        found.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
+        found.sort_by_key(|(grant, left_nano)| std::cmp::Reverse((lasts(grant, now_s), *left_nano)));
         found
     }
 }
 
-/// What a guest could still draw from grants that are open.
-#[derive(Default)]
-struct AtStake {
-    nano: u64,
-    /// Why it does not take one of them.
-    refusal: Option<ExchangeError>,
+fn lasts(grant: &Grant, now_s: u64) -> bool {
+    u64::from(grant.expires_s) > now_s.saturating_add(GRANT_REST_S)
 }
 
 fn is_same(id: &Digest32, grant: &Grant) -> bool {

@@ -288,9 +288,9 @@ impl PaidSession {
         patience.wait(self.session.connection.send(ask)).await?
     }
 
-    /// Whether this grant pays for it.
-    pub(crate) fn is_on(&self, grant: &SignedGrant) -> bool {
-        self.grant.id == grant.grant.id()
+    /// Of the grant that pays for it.
+    pub(crate) fn grant_id(&self) -> &Digest32 {
+        &self.grant.id
     }
 
     /// Whether another request may be sent: the proof is fresh and the connection stands.

@@ -10,10 +10,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode, body::Incoming};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use node::{ANSWER, ChatScript, Guest, Node, Script};
-use proxied::{PROMPT, TON, World, chat, text};
+use proxied::{PROMPT, Served, TON, World, chat, text};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -332,8 +332,59 @@ async fn a_node_that_refuses_its_grant_is_not_given_another_one() {
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     let deposit = world.deposit().await;
-    assert_eq!((deposit.grants.len(), deposit.reserved_nano), (1, TON));
+    assert_eq!((deposit.grants.len(), deposit.reserved_nano), (1, TON / 2));
     assert_got_no_prompt(&node);
+}
+
+/// A guest can draw on a grant to its last second, so a grant for the day after must not come on top of it: whether the
+/// node serves on the old one, which is then used, or has its guest refuse.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_ends_soon_counts_as_long_as_it_can_be_drawn_upon() {
+    for (refuses_grants, expected) in [(false, StatusCode::OK), (true, StatusCode::BAD_GATEWAY)] {
+        let world = World::new().await;
+        let script = Script {
+            refuses_grants,
+            ..Script::default()
+        };
+        let node = Node::scripted(Guest::boot(&world.platform, 1), script).await;
+        let proxy = world.proxy_with(&[&node], TON, false).await;
+        world.lock(&node, 600).await;
+        assert_eq!(proxy.chat(false).await.status(), expected);
+        let deposit = world.deposit().await;
+        assert_eq!((deposit.grants.len(), deposit.reserved_nano), (1, TON));
+    }
+}
+
+/// Each start makes another guest, for which nothing is locked yet; the grant of the one before stays open for a day,
+/// and a host that can break its TEE draws on all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_started_again_and_again_gets_no_more_than_its_share() {
+    let world = World::new().await;
+    let node = world.node(ChatScript::default()).await;
+    let proxy = world.proxy_with(&[&node], TON, false).await;
+    for (boot, expected) in [
+        (2, StatusCode::OK),
+        (3, StatusCode::OK),
+        (4, StatusCode::PAYMENT_REQUIRED),
+    ] {
+        let answer = settled(&proxy).await;
+        assert_eq!(answer.status(), expected, "before start {boot}");
+        node.restart(Guest::boot(&world.platform, boot));
+    }
+    let deposit = world.deposit().await;
+    assert_eq!((deposit.grants.len(), deposit.reserved_nano), (2, TON));
+}
+
+/// What comes of a request once the node is not left alone any more.
+async fn settled(proxy: &Served) -> Response<Incoming> {
+    for _ in 0..50 {
+        let answer = proxy.chat(false).await;
+        if !answer.status().is_server_error() {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    panic!("the node does not come back");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@
 //! What it trusts: programs on this machine, as they share its loopback. It does not trust web pages in their
 //! browsers ([`guard`]), other than its own ([`page`]).
 
+mod account;
 mod choose;
 mod guard;
 mod metrics;
@@ -100,7 +101,8 @@ impl Fleet {
 }
 
 impl Proxy {
-    /// Grants of at most `max_nano` in all are locked while it runs, the same share for each node.
+    /// What it spends, and what can still be drawn from grants that it locked, is at most `max_nano` in all, the same
+    /// share for each node.
     pub fn new(fleet: Fleet, purse: Purse, max_nano: u64) -> Self {
         let share_nano = max_nano / (fleet.nodes.len().max(1) as u64);
         for node in &fleet.nodes {

@@ -11,9 +11,10 @@ use std::{
 use cocoon_protocol::SignedGrant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::account::Account;
 use crate::{
-    ConnectError, Deadlines, Endpoint, Exit, PaidSession, PayError, Proof, Purse, Verification, Verifier,
-    clock,
+    ConnectError, Deadlines, Endpoint, Exit, Locking, PaidSession, PayError, Proof, Purse, Verification,
+    Verifier, clock,
 };
 
 /// Connections to one node, a fifth of what an agent has places for.
@@ -61,32 +62,6 @@ pub(crate) struct Fault {
     pub(crate) exit: Exit,
     pub(crate) text: String,
     pub(crate) verification: Option<Box<Verification>>,
-}
-
-/// The grant that is drawn upon, and what those before it cost.
-#[derive(Debug, Default)]
-struct Account {
-    grant: Option<SignedGrant>,
-    /// What may be locked for this node in all.
-    share_nano: u64,
-    /// Served on grants that are used up or expired.
-    spent_nano: u64,
-    /// Served on `grant`, as far as its receipts said.
-    served_nano: u64,
-}
-
-impl Account {
-    fn left_nano(&self) -> u64 {
-        self.share_nano
-            .saturating_sub(self.spent_nano)
-            .saturating_sub(self.served_nano)
-    }
-
-    fn replace(&mut self, grant: SignedGrant) {
-        self.spent_nano = self.spent_nano.saturating_add(self.served_nano);
-        self.served_nano = 0;
-        self.grant = Some(grant);
-    }
 }
 
 /// Why there is no paid connection.
@@ -170,9 +145,9 @@ impl Node {
         self.lock_health().clone()
     }
 
-    /// Sets what may be locked for this node in all.
+    /// Sets what may be at stake with this node in all, before the first grant is locked.
     pub(crate) fn grant_share(&self, share_nano: u64) {
-        self.lock_account().share_nano = share_nano;
+        *self.lock_account() = Account::new(share_nano);
     }
 
     /// A place for a request, unless the node is full.
@@ -226,14 +201,14 @@ impl Node {
         let connected = self.verifier.connect(&self.endpoint).await;
         let mut session = connected.inspect_err(|error| self.refused(error))?;
         self.succeeded(session.proof());
-        let known = self.lock_account().grant.clone();
+        let known = self.lock_account().current();
         if let Some(grant) = &known
             && let Some(bound) = purse.offer(&mut session, grant, need_nano).await?
         {
             return Ok((session.open(bound), false));
         }
         let _turn = self.granting.lock().await;
-        let current = self.lock_account().grant.clone();
+        let current = self.lock_account().current();
         // Somebody else may have locked a new one meanwhile.
         if current != known
             && let Some(grant) = &current
@@ -241,11 +216,13 @@ impl Node {
         {
             return Ok((session.open(bound), false));
         }
-        let cap_nano = self.lock_account().left_nano();
-        let (grant, bound) = purse
-            .bind(&mut session, need_nano, cap_nano, clock::now_s())
-            .await?;
-        self.lock_account().replace(grant);
+        let now_s = clock::now_s();
+        let left_nano = self.lock_account().left_nano(session.guest().usage_key(), now_s);
+        let promise = |grant: &SignedGrant| self.lock_account().promise(grant);
+        let bound = purse.bind(&mut session, need_nano, left_nano, Locking::Half, now_s, promise);
+        let (grant, bound) = bound.await?;
+        let served_nano = bound.standing().served_nano;
+        self.lock_account().draw_on(grant, served_nano);
         Ok((session.open(bound), false))
     }
 
@@ -268,11 +245,8 @@ impl Node {
 
     /// A receipt came: the grant is that much used.
     pub(crate) fn served(&self, paid: &PaidSession) {
-        let mut account = self.lock_account();
-        let is_current = account.grant.as_ref().is_some_and(|grant| paid.is_on(grant));
-        if is_current {
-            account.served_nano = account.served_nano.max(paid.standing().served_nano);
-        }
+        let served_nano = paid.standing().served_nano;
+        self.lock_account().served(paid.grant_id(), served_nano);
     }
 
     pub(crate) fn succeeded(&self, proof: &Arc<Proof>) {

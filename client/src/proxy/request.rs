@@ -288,7 +288,7 @@ fn unpaid(error: &PayError) -> NoAnswer {
     }
     let status = match error {
         PayError::Chain(_) => StatusCode::SERVICE_UNAVAILABLE,
-        PayError::Offer(_) => StatusCode::BAD_GATEWAY,
+        PayError::Offer(_) | PayError::Open { refusal: Some(_), .. } => StatusCode::BAD_GATEWAY,
         _ => StatusCode::PAYMENT_REQUIRED,
     };
     NoAnswer::elsewhere(status, "not_paid", &crate::plain(&message, 600))

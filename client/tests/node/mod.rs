@@ -29,7 +29,7 @@ use hyper_util::rt::TokioIo;
 use rustls::HandshakeKind;
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -59,6 +59,7 @@ struct State {
     evidence: Mutex<Vec<Vec<u8>>>,
     served: Mutex<TokenCounts>,
     handshakes: Mutex<Vec<HandshakeKind>>,
+    connections: Mutex<Vec<AbortHandle>>,
 }
 
 /// A running node; ends when dropped.
@@ -91,6 +92,7 @@ impl Node {
             evidence: Mutex::default(),
             served: Mutex::default(),
             handshakes: Mutex::default(),
+            connections: Mutex::default(),
         });
         let shared = state.clone();
         let server = tokio::spawn(async move {
@@ -98,7 +100,8 @@ impl Node {
                 // As the launcher's relay does.
                 tcp.set_nodelay(true).unwrap();
                 let (acceptor, leaf) = shared.identity.lock().unwrap().clone();
-                tokio::spawn(connection(tcp, acceptor, leaf, shared.clone()));
+                let connection = tokio::spawn(connection(tcp, acceptor, leaf, shared.clone()));
+                shared.connections.lock().unwrap().push(connection.abort_handle());
             }
         });
         Self {
@@ -126,6 +129,15 @@ impl Node {
         *self.state.identity.lock().unwrap() = (acceptor, identity.leaf());
     }
 
+    /// Another guest at the same place: what was connected is cut, and nobody was served anything.
+    pub(crate) fn restart(&self, guest: Guest) {
+        *self.state.guest.lock().unwrap() = guest;
+        *self.state.served.lock().unwrap() = TokenCounts::default();
+        self.rotate();
+        let connections = std::mem::take(&mut *self.state.connections.lock().unwrap());
+        connections.iter().for_each(AbortHandle::abort);
+    }
+
     /// Method and path of every request.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.state.requests.lock().unwrap().clone()
@@ -147,6 +159,11 @@ impl Node {
     }
 
     pub(crate) fn grant(&self, owner: &SigningKey) -> SignedGrant {
+        self.grant_for(3600, owner)
+    }
+
+    /// One that expires after so many seconds.
+    pub(crate) fn grant_for(&self, seconds: u32, owner: &SigningKey) -> SignedGrant {
         let guest = self.state.guest.lock().unwrap();
         let settlement = guest.launch.settlement;
         let public = owner.verifying_key().to_bytes();
@@ -159,7 +176,7 @@ impl Node {
             payout_address: settlement.payout_address,
             prices: guest.launch.prices,
             cap_nano: 1_000_000_000,
-            expires_s: u32::try_from(now_s()).unwrap() + 3600,
+            expires_s: u32::try_from(now_s()).unwrap() + seconds,
         }
         .sign(owner)
     }

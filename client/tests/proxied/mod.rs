@@ -8,7 +8,7 @@ use std::{convert::Infallible, net::SocketAddr};
 use bytes::Bytes;
 use cocoon::{Deadlines, Fleet, Proxy, Purse, Wallet};
 use cocoon_protocol::NetworkId;
-use cocoon_settlement::{DepositState, GlobalConfig, LocalChain, LocalChainHandle};
+use cocoon_settlement::{ChainClient, DepositState, GlobalConfig, LocalChain, LocalChainHandle};
 use cocoon_simulator::SimulatedPlatform;
 use cocoon_verify::Floors;
 use http_body_util::{BodyExt as _, Full};
@@ -71,6 +71,17 @@ impl World {
         let config = GlobalConfig::load(self.dir.path().join("ton.json")).unwrap();
         let purse = Purse::open(wallet, &config, NetworkId::LOCAL).await.unwrap();
         purse.state().await.unwrap().0.expect("a grant was locked")
+    }
+
+    /// Locks a grant of 1 TON for a node, which ends after so many seconds.
+    pub(crate) async fn lock(&self, node: &Node, seconds: u32) {
+        let wallet = Wallet::load(&self.dir.path().join("wallet")).unwrap();
+        let config = GlobalConfig::load(self.dir.path().join("ton.json")).unwrap();
+        let chain = ChainClient::connect(&config, NetworkId::LOCAL).await.unwrap();
+        let deposit = wallet.deposit(NetworkId::LOCAL);
+        chain.request_faucet(&deposit, 2 * TON).await.unwrap();
+        let grant = node.grant_for(seconds, wallet.key());
+        chain.lock_grant(&grant).await.unwrap();
     }
 
     pub(crate) async fn proxy(&self, nodes: &[&Node]) -> Served {
