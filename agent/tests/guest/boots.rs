@@ -6,44 +6,41 @@ use std::{
 };
 
 use cocoon_agent::boot::BootError;
-use cocoon_evidence::{EventKind, RuntimeEvent};
+use cocoon_evidence::{Digest48, EventKind, RuntimeEvent};
 use cocoon_protocol::{LaunchDocument, host::Stage};
 use tokio::time::advance;
 
 use crate::world::{Fake, Host, NoGpus, OtherDisk, Script, StuckDisk, boot_from, boot_with, launch_document};
 
-#[tokio::test]
-async fn a_malformed_launch_document_is_extended_and_then_refused() {
+/// Why a guest with this launch document does not boot, and what is in the register by then.
+async fn refused(document: &[u8]) -> (BootError, Vec<Digest48>) {
     let host = Arc::new(Host {
-        document: b"{not json".to_vec(),
+        document: document.to_vec(),
         ..Host::default()
     });
     let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_with(&host, &platform, &script, Arc::new(NoGpus))
-        .await
-        .err()
-        .unwrap();
-    assert!(matches!(refused, BootError::Document(_)), "{refused}");
+    let booted = boot_with(&host, &platform, &script, Arc::new(NoGpus)).await;
+    let extended = platform.extended.lock().expect("nobody panicked").clone();
+    (booted.err().expect("it does not boot"), extended)
+}
+
+#[tokio::test]
+async fn a_malformed_launch_document_is_extended_and_then_refused() {
+    let document = b"{not json";
+    let (error, extended) = refused(document).await;
+    assert!(matches!(error, BootError::Document(_)), "{error}");
     let event = RuntimeEvent {
         kind: EventKind::LaunchDocument,
-        payload: host.document.clone(),
+        payload: document.to_vec(),
     };
-    assert_eq!(*platform.extended.lock().unwrap(), [event.digest()]);
+    assert_eq!(extended, [event.digest()]);
 }
 
 #[tokio::test]
 async fn an_oversized_launch_document_is_refused_unmeasured() {
-    let host = Arc::new(Host {
-        document: vec![b' '; 9 * 1024],
-        ..Host::default()
-    });
-    let (platform, script) = (Arc::new(Fake::default()), Arc::new(Script::default()));
-    let refused = boot_with(&host, &platform, &script, Arc::new(NoGpus))
-        .await
-        .err()
-        .unwrap();
-    assert!(matches!(refused, BootError::TooLarge { .. }), "{refused}");
-    assert!(platform.extended.lock().unwrap().is_empty());
+    let (error, extended) = refused(&[b' '; 9 * 1024]).await;
+    assert!(matches!(error, BootError::TooLarge { .. }), "{error}");
+    assert!(extended.is_empty());
 }
 
 #[tokio::test]
