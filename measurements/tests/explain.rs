@@ -2,66 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_image;
+
 use std::{fs, path::Path, process::Command};
 
-use cocoon_evidence::Digest32;
-use cocoon_measurements::{Artifact, Artifacts, ImageProfile, Manifest, VerityTree};
 use serde_json::Value;
-
-/// A PE32+ image with headers and 64 trailing bytes.
-fn kernel() -> Vec<u8> {
-    let mut image = vec![0; 0x240];
-    for (at, bytes) in [
-        (0, b"MZ".as_slice()),
-        (0x3c, &[0x40]),
-        (0x40, b"PE\0\0"),
-        (0x54, &[240]),
-        (0x58, &[0x0b, 0x02]),
-        (0x58 + 60, &[0, 2]),
-        (0x58 + 108, &[16]),
-    ] {
-        image[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    image
-}
+use small_image::kernel;
 
 const SPEC: &str = "platform = \"simulated\"\nmachine = \"q35-1\"\nvcpus = 2\nmemory_mib = 1024\n";
 
 /// A folder with an image and a LaunchSpec.
 fn image() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    fs::write(path("firmware.fd"), vec![0x90; 0x4000]).unwrap();
-    fs::write(path("kernel"), kernel()).unwrap();
-    fs::write(path("root.img"), vec![7; 8192]).unwrap();
-    let root_verity = VerityTree {
-        data_blocks: 1,
-        salt: Digest32::ZERO,
-        root_hash: Digest32::of(b"root"),
-    };
-    let artifact = |name: &str| Artifact::of_file(&path(name)).unwrap();
-    let manifest = Manifest {
-        version: 1,
-        profile: ImageProfile::Dev,
-        command_line: format!(
-            "ro dm-mod.create=\"root,,0,ro,0 8 verity {} 1 panic_on_corruption\"",
-            root_verity.table("/dev/vda")
-        ),
-        artifacts: Artifacts {
-            firmware: artifact("firmware.fd"),
-            firmware_snp: None,
-            kernel: artifact("kernel"),
-            root: artifact("root.img"),
-        },
-        root_verity,
-        inputs: [].into(),
-        input_digest: Digest32::ZERO,
-        origin: None,
-        expected: vec![],
-        files: vec![],
-    };
-    fs::write(path("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-    fs::write(path("spec.toml"), SPEC).unwrap();
+    small_image::write(folder.path(), &[0x90; 0x4000], &kernel());
+    fs::write(folder.path().join("spec.toml"), SPEC).unwrap();
     folder
 }
 

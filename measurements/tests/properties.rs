@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod small_image;
+
 use cocoon_evidence::{CertifiedEvidence, Digest32, EventKind, EventLog, EvidenceBundle, Platform};
-use cocoon_measurements::{Artifact, Artifacts, ImageProfile, Manifest, VerityTree};
+use cocoon_measurements::{Artifact, Manifest};
 use cocoon_verify::{INTEL_SGX_ROOT_CA_PEM, Policy};
 use proptest::{prelude::*, sample::Index};
 
@@ -132,36 +134,11 @@ fn bundle(quote: Vec<u8>, document: Vec<u8>) -> EvidenceBundle {
 }
 
 fn manifest(data_blocks: u64, size_bytes: u64) -> Vec<u8> {
-    let root_verity = VerityTree {
-        data_blocks,
-        salt: Digest32::ZERO,
-        root_hash: Digest32::of(b"root"),
-    };
-    let artifact = |file: &str| Artifact {
+    let manifest = small_image::manifest(data_blocks, |file| Artifact {
         file: file.to_owned(),
         bytes: size_bytes,
         sha256: Digest32::of(file.as_bytes()),
-    };
-    let manifest = Manifest {
-        version: 1,
-        profile: ImageProfile::Dev,
-        command_line: format!(
-            "ro dm-mod.create=\"root,,0,ro,0 8 verity {} 1 panic_on_corruption\"",
-            root_verity.table("/dev/vda")
-        ),
-        artifacts: Artifacts {
-            firmware: artifact("firmware.fd"),
-            firmware_snp: None,
-            kernel: artifact("kernel"),
-            root: artifact("root.img"),
-        },
-        root_verity,
-        inputs: [].into(),
-        input_digest: Digest32::ZERO,
-        origin: None,
-        expected: vec![],
-        files: vec![],
-    };
+    });
     serde_json::to_vec(&manifest).unwrap()
 }
 

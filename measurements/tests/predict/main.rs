@@ -4,6 +4,8 @@
 
 mod hardware;
 mod published;
+#[path = "../small_image/mod.rs"]
+mod small_image;
 
 use std::{
     fs,
@@ -11,26 +13,8 @@ use std::{
     process::{Command, Output},
 };
 
-use cocoon_evidence::Digest32;
-use cocoon_measurements::{Artifact, Artifacts, ImageProfile, Manifest, VerityTree};
 use cocoon_verify::{DocumentTerms, Policy};
-
-/// A PE32+ image with headers and 64 trailing bytes.
-fn kernel() -> Vec<u8> {
-    let mut image = vec![0; 0x240];
-    for (at, bytes) in [
-        (0, b"MZ".as_slice()),
-        (0x3c, &[0x40]),
-        (0x40, b"PE\0\0"),
-        (0x54, &[240]),
-        (0x58, &[0x0b, 0x02]),
-        (0x58 + 60, &[0, 2]),
-        (0x58 + 108, &[16]),
-    ] {
-        image[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    image
-}
+use small_image::kernel;
 
 /// Everything that one prediction reads.
 struct Inputs(tempfile::TempDir);
@@ -43,36 +27,7 @@ impl Inputs {
     fn of(firmware: &[u8], kernel: &[u8], spec: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        fs::write(path("firmware.fd"), firmware).unwrap();
-        fs::write(path("kernel"), kernel).unwrap();
-        fs::write(path("root.img"), vec![7; 8192]).unwrap();
-        let root_verity = VerityTree {
-            data_blocks: 1,
-            salt: Digest32::ZERO,
-            root_hash: Digest32::of(b"root"),
-        };
-        let artifact = |name: &str| Artifact::of_file(&path(name)).unwrap();
-        let manifest = Manifest {
-            version: 1,
-            profile: ImageProfile::Dev,
-            command_line: format!(
-                "ro dm-mod.create=\"root,,0,ro,0 8 verity {} 1 panic_on_corruption\"",
-                root_verity.table("/dev/vda")
-            ),
-            artifacts: Artifacts {
-                firmware: artifact("firmware.fd"),
-                firmware_snp: None,
-                kernel: artifact("kernel"),
-                root: artifact("root.img"),
-            },
-            root_verity,
-            inputs: [].into(),
-            input_digest: Digest32::ZERO,
-            origin: None,
-            expected: vec![],
-            files: vec![],
-        };
-        fs::write(path("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        small_image::write(folder.path(), firmware, kernel);
         fs::write(path("spec.toml"), spec).unwrap();
         let hash = "ab".repeat(32);
         let document = format!(
