@@ -1,6 +1,8 @@
 //! node.toml: what a provider configures. Everything that can be checked without starting anything is checked
 //! when it is loaded, so that a wrong path is an error before the first second passes.
 
+mod file;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -14,6 +16,7 @@ use cocoon_protocol::{
 };
 use serde::Deserialize;
 
+use self::file::{ChainSection, File, parse};
 use crate::boot::Deadlines;
 
 /// A longer configuration or volume description is refused.
@@ -21,70 +24,6 @@ const TEXT_BYTES_MAX: u64 = 256 * 1024;
 
 /// A Unix socket's path has at most 107 bytes (unix(7)); sockets in the state directory add up to this many.
 const SOCKET_NAME_BYTES: usize = 24;
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    state_dir: PathBuf,
-    spec: PathBuf,
-    image: ImageSection,
-    model: ModelSection,
-    prices: Prices,
-    limits: Limits,
-    settlement: SettlementSection,
-    listen: ListenSection,
-    #[serde(default)]
-    chain: ChainSection,
-    #[serde(default)]
-    tools: ToolsSection,
-    #[serde(default)]
-    deadlines: Deadlines,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImageSection {
-    manifest: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ModelSection {
-    name: String,
-    volume: PathBuf,
-    numeric_profile: NumericProfile,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SettlementSection {
-    network: Network,
-    payout_address: AccountAddress,
-    #[serde(default)]
-    delay_s: u32,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListenSection {
-    address: SocketAddr,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ChainSection {
-    address: Option<SocketAddr>,
-    global_config: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ToolsSection {
-    qemu: Option<PathBuf>,
-    vhost_device_vsock: Option<PathBuf>,
-    #[serde(default)]
-    vsock: VsockChoice,
-}
 
 /// How vsock reaches the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -346,15 +285,6 @@ impl Config {
     }
 }
 
-fn parse(path: &Path) -> Result<File, ConfigError> {
-    let text = read_text("configuration", path)?;
-    toml::from_str(&text).map_err(|error| ConfigError::Syntax {
-        path: path.to_owned(),
-        message: error.to_string().trim_end().to_owned(),
-        hint: suggestion(error.message()),
-    })
-}
-
 /// A LaunchSpec can describe more machines, for predictions, than this launcher starts.
 fn check_launchable(spec: &LaunchSpec) -> Result<(), ConfigError> {
     let refuse = |reason: &str| Err(ConfigError::Value(reason.to_owned()));
@@ -477,36 +407,6 @@ fn check_kernel(path: &Path) -> Result<(), ConfigError> {
         "{} is not a Linux kernel (bzImage); build the image again with cocoon-image",
         path.display()
     )))
-}
-
-/// For serde's "unknown field `x`, expected one of `a`, `b`": the expected one that looks most like it.
-fn suggestion(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let (true, Some(found)) = (message.starts_with("unknown field"), quoted.next()) else {
-        return String::new();
-    };
-    let closest = quoted.min_by_key(|expected| distance(found, expected));
-    match closest {
-        Some(expected) if distance(found, expected) <= 2.max(found.len() / 3) => {
-            format!("\ndid you mean `{expected}`?")
-        }
-        _ => String::new(),
-    }
-}
-
-/// Levenshtein's distance, in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
