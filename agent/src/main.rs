@@ -84,6 +84,8 @@ async fn serve(
     host: Arc<HostClient>,
 ) -> Result<(), String> {
     mounted.map_err(|error| format!("{error}: {}", error.cause()))?;
+    // Before anything that takes its time: drivers, and the engine's libraries.
+    boot::tell_stage(&host, Stage::Agent, Duration::ZERO).await;
     start_driver().map_err(|error| error.to_string())?;
     modules::lock(Path::new(modules::SWITCH)).map_err(|error| error.to_string())?;
     system::allow_open_files(OPEN_FILES)
@@ -104,7 +106,6 @@ async fn serve(
         memory_bytes_max: system::memory_bytes().saturating_sub(RESERVED_BYTES),
         children: children.clone(),
     }));
-    boot::tell_stage(&host, Stage::Agent, Duration::ZERO).await;
     let platform = platform::detect(Path::new("/sys"), Path::new("/dev"), Arc::clone(&dial))
         .map_err(|error| error.to_string())?;
     let volumes = Arc::new(Disks {

@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &str); 18] = [
     ("flex", "flex"),
     ("gcc", "gcc"),
     ("ld", "binutils"),
+    ("lz4", "lz4"),
     ("make", "make"),
     ("patch", "patch"),
     ("prlimit", "util-linux"),
@@ -31,7 +32,6 @@ const PACKAGES: [(&str, &str); 18] = [
     ("tar", "tar"),
     ("unshare", "util-linux"),
     ("xz", "xz-utils"),
-    ("zstd", "zstd"),
 ];
 
 /// Why a program did not do its work.

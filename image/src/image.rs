@@ -54,7 +54,7 @@ pub struct Request {
     pub inputs: Sources,
     /// The program that enters the builder root: see [`crate::sandbox::Sandbox::helper`].
     pub helper: PathBuf,
-    /// How many compilers run at a time; no result depends on it.
+    /// How many compilers run at a time for a part; no result depends on it.
     pub jobs: usize,
     /// Make again what the cache has.
     pub fresh: bool,

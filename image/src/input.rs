@@ -6,10 +6,10 @@ mod bundle;
 mod fetch;
 
 use std::{
-    cell::OnceCell,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use cocoon_evidence::Digest32;
@@ -42,7 +42,7 @@ pub struct Sources {
     /// Address of a folder made by [`write_bundle`].
     pub bundle: Option<String>,
     /// apt is asked once.
-    mirrors: OnceCell<Vec<String>>,
+    mirrors: OnceLock<Vec<String>>,
 }
 
 /// Why an input is not at hand.
@@ -103,7 +103,7 @@ impl Sources {
             archive: DEBIAN_ARCHIVE.to_owned(),
             snapshot: snapshot.to_owned(),
             bundle: None,
-            mirrors: OnceCell::new(),
+            mirrors: OnceLock::new(),
         }
     }
 

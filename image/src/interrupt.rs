@@ -3,16 +3,17 @@
 //!
 //! A signal only sets a mark. Running programs, and everything they have started, are killed as process groups;
 //! [`crate::command::run`] then returns an error, which leads out of the build as any other does. Long work of this
-//! program itself asks [`check`]. A second signal ends the program at once. Where this program is killed, the programs
-//! that it runs are killed by the kernel; what they have started ends with them only in the builder root, whose processes
-//! are a world of their own.
+//! program itself asks [`check`]. A second signal ends the program at once. Work that fails ends what is done beside it
+//! ([`at_once`]) in the same way. Where this program is killed, the programs that it runs are killed by the kernel; what
+//! they have started ends with them only in the builder root, whose processes are a world of their own.
 
 use std::{
     collections::BTreeSet,
     io,
     os::unix::process::CommandExt as _,
+    panic,
     process::{self, Child, Command, Output},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
 };
 
@@ -26,14 +27,22 @@ use signal_hook::{
 };
 
 static STATE: Mutex<State> = Mutex::new(State {
-    signal: None,
+    end: None,
     groups: BTreeSet::new(),
 });
 
+/// Why nothing is started any more.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum End {
+    #[error("stopped by a signal")]
+    Signal(i32),
+    #[error("stopped, because something else failed")]
+    Failure,
+}
+
 #[derive(Debug)]
 struct State {
-    /// The first that came.
-    signal: Option<i32>,
+    end: Option<End>,
     /// Of running programs.
     groups: BTreeSet<Pid>,
 }
@@ -50,40 +59,85 @@ pub fn watch() -> io::Result<()> {
 
 fn interrupt(signal: i32) {
     let mut state = state();
-    if state.signal.is_some() {
+    if let Some(End::Signal(_)) = state.end {
         process::exit(exit_code(signal));
     }
-    state.signal = Some(signal);
-    for group in &state.groups {
-        // It may just have ended.
-        let _ = killpg(*group, Signal::SIGKILL);
+    state.end(End::Signal(signal));
+}
+
+/// Does both. If one fails, what the other runs is killed, and nothing more is started: this program is about to end.
+///
+/// # Errors
+/// Whichever came first.
+pub fn at_once<A, B: Send, E: Send + Sync>(
+    one: impl FnOnce() -> Result<A, E>,
+    other: impl FnOnce() -> Result<B, E> + Send,
+) -> Result<(A, B), E> {
+    let first = OnceLock::new();
+    let keep = |error| {
+        if first.set(error).is_ok() {
+            abandon();
+        }
+    };
+    let (one, other) = thread::scope(|scope| {
+        let other = scope.spawn(|| other().map_err(keep).ok());
+        let one = one().map_err(keep).ok();
+        (
+            one,
+            other.join().unwrap_or_else(|cause| panic::resume_unwind(cause)),
+        )
+    });
+    match first.into_inner() {
+        Some(error) => Err(error),
+        None => Ok(one.zip(other).expect("neither has failed")),
+    }
+}
+
+fn abandon() {
+    let mut state = state();
+    if state.end.is_none() {
+        state.end(End::Failure);
+    }
+}
+
+impl State {
+    fn check(&self) -> io::Result<()> {
+        self.end.map_or(Ok(()), |end| Err(io::Error::other(end)))
+    }
+
+    fn end(&mut self, end: End) {
+        self.end = Some(end);
+        for group in &self.groups {
+            // It may just have ended.
+            let _ = killpg(*group, Signal::SIGKILL);
+        }
     }
 }
 
 /// The exit code of a program that a signal has told to end, if one has: 128 and its number, as shells say it.
 pub fn ended() -> Option<u8> {
-    state().signal.map(|signal| exit_code(signal) as u8)
+    match state().end {
+        Some(End::Signal(signal)) => Some(exit_code(signal) as u8),
+        _ => None,
+    }
 }
 
 fn exit_code(signal: i32) -> i32 {
     128 + signal
 }
 
-/// Fails after a signal.
+/// Fails after a signal, or after something else has failed.
 ///
 /// # Errors
 /// [`io::ErrorKind::Other`]; [`io::ErrorKind::Interrupted`] would be tried again.
 pub fn check() -> io::Result<()> {
-    match state().signal {
-        None => Ok(()),
-        Some(_) => Err(io::Error::other("stopped by a signal")),
-    }
+    state().check()
 }
 
 /// Runs a program to its end, in a process group of its own, so that it can be killed with all that it has started.
 ///
 /// # Errors
-/// It does not start, or a signal came before.
+/// It does not start, or a signal or a failure came before.
 pub(crate) fn run(command: &mut Command) -> io::Result<Output> {
     let child = start(command)?;
     let group = group(&child);
@@ -92,12 +146,10 @@ pub(crate) fn run(command: &mut Command) -> io::Result<Output> {
     output
 }
 
-/// Under the lock: a signal comes before, and nothing is started, or after, and this is killed.
+/// Under the lock: the end comes before, and nothing is started, or after, and this is killed.
 fn start(command: &mut Command) -> io::Result<Child> {
     let mut state = state();
-    if state.signal.is_some() {
-        return Err(io::Error::other("stopped by a signal"));
-    }
+    state.check()?;
     death_signal::kill_with_parent(command);
     let child = command.process_group(0).spawn()?;
     state.groups.insert(group(&child));

@@ -44,12 +44,12 @@ const FOR_MODULES: [&str; 8] = [
     "tools/objtool/objtool",
 ];
 /// Changes when this module builds differently from the same inputs.
-const METHOD: &str = "tinyconfig-in-tree-1";
+const METHOD: &str = "tinyconfig-in-tree-2";
 /// What this machine unpacks the source with.
 const UNPACKING: [&str; 3] = ["dpkg-deb", "tar", "xz"];
 /// What this machine builds a dev kernel with.
 const BUILDING: [&str; 9] = [
-    "bc", "bison", "flex", "gcc", "ld", "make", "patch", "strip", "zstd",
+    "bc", "bison", "flex", "gcc", "ld", "lz4", "make", "patch", "strip",
 ];
 /// What Kbuild would otherwise ask the machine for.
 const FIXED: [(&str, &str); 4] = [

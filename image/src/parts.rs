@@ -14,6 +14,7 @@ use crate::{
     builder::BuilderRoot,
     image::{BuildError, Request, file_error},
     input::hash_file,
+    interrupt,
     kernel::{Ingredients, KernelError, KernelPlan},
     lock::Lock,
     package::Packages,
@@ -139,28 +140,41 @@ fn in_builder_root(
         progress,
     };
     workshop.sweep()?;
+    // Linking whole programs, and edk2's own steps, keep one processor busy: beside them the other has work, too.
+    let programs = || {
+        let libtorch = workshop.libtorch()?;
+        let mut compiled = Vec::new();
+        for program in &recipe.programs {
+            // A program that brings its C library along cannot load others.
+            let libtorch = (program.linkage == Linkage::Dynamic).then_some(libtorch.path.as_path());
+            compiled.push(workshop.program(program, libtorch)?);
+        }
+        Ok::<_, BuildError>((libtorch, compiled))
+    };
+    let platform = || {
+        let kernel = workshop.kernel(&recipe.kernel)?;
+        let driver = match request.profile {
+            ImageProfile::Gpu => Some((workshop.driver(&kernel)?, workshop.cuda()?)),
+            _ => None,
+        };
+        let (tdx, snp) = (
+            workshop.firmware(Platform::Tdx)?,
+            workshop.firmware(Platform::Snp)?,
+        );
+        Ok((kernel, driver, tdx, snp))
+    };
+    let ((libtorch, compiled), (kernel, driver, tdx, snp)) = interrupt::at_once(programs, platform)?;
     let mut inputs = BTreeMap::from([("builder root".to_owned(), builder.digest)]);
     let mut keep = |made: Made| {
         inputs.extend(made.inputs);
         made.path
     };
-    // What is made each time, and fails most easily, comes first.
-    let libtorch = keep(workshop.libtorch()?);
-    let mut compiled = Vec::new();
-    for program in &recipe.programs {
-        // A program that brings its C library along cannot load others.
-        let libtorch = (program.linkage == Linkage::Dynamic).then_some(libtorch.as_path());
-        compiled.push(workshop.program(program, libtorch)?);
-    }
-    let firmware = keep(workshop.firmware(Platform::Tdx)?);
-    let firmware_snp = keep(workshop.firmware(Platform::Snp)?);
-    let kernel = workshop.kernel(&recipe.kernel)?;
+    let (libtorch, kernel) = (keep(libtorch), keep(kernel));
+    let (firmware, firmware_snp) = (keep(tdx), keep(snp));
     let mut places = vec![(LIBTORCH, libtorch), (BUILDER, builder.folder().to_owned())];
-    if request.profile == ImageProfile::Gpu {
-        places.push((NVIDIA, keep(workshop.driver(&kernel)?)));
-        places.push((CUDA, keep(workshop.cuda()?)));
+    if let Some((driver, cuda)) = driver {
+        places.extend([(NVIDIA, keep(driver)), (CUDA, keep(cuda))]);
     }
-    let kernel = keep(kernel);
     Ok(Parts {
         firmware,
         firmware_snp: Some(firmware_snp),

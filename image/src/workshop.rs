@@ -87,7 +87,7 @@ pub struct Workshop<'a> {
     pub sources: &'a Sources,
     /// Where everything runs.
     pub builder: &'a BuilderRoot,
-    /// How many compilers run at a time; no result depends on it.
+    /// How many compilers run at a time for a part; no result depends on it.
     pub jobs: usize,
     /// Make what the cache has again.
     pub fresh: bool,
@@ -240,10 +240,9 @@ impl Workshop<'_> {
         let plan = ScriptPlan::new(script, self.lock, self.builder.digest, self.source)?;
         let path = match self.kept(plan.cached(&self.sources.cache)) {
             Some(path) => path,
-            None => {
-                self.progress.stage(stage);
-                plan.make(self.sources, self.builder, self.jobs)?
-            }
+            None => self
+                .progress
+                .during(stage, || plan.make(self.sources, self.builder, self.jobs))?,
         };
         let inputs = plan.inputs();
         Ok(Made { path, inputs })
@@ -258,11 +257,11 @@ impl Workshop<'_> {
         let plan = KernelPlan::locked(ingredients, self.builder.clone());
         let path = match self.kept(plan.cached(&self.sources.cache)) {
             Some(path) => path,
-            None => {
-                self.progress
-                    .stage("kernel: compiling, about 6 minutes on two cores");
-                plan.build(self.sources, &self.sources.cache, self.jobs)?
-            }
+            None => self
+                .progress
+                .during("kernel: compiling, about 6 minutes on two cores", || {
+                    plan.build(self.sources, &self.sources.cache, self.jobs)
+                })?,
         };
         let inputs = plan.inputs();
         Ok(Made { path, inputs })
@@ -297,14 +296,15 @@ impl Workshop<'_> {
             build: folder.path(),
             jobs: self.jobs,
         };
-        self.progress
-            .stage(&format!("{package}: compiling, about 3 minutes on two cores"));
-        let built = program::compile_locked(program, self.builder, places, &log).map_err(|source| {
-            PartError::Program {
-                package: package.clone(),
-                log: log.clone(),
-                source,
-            }
+        let stage = format!("{package}: compiling, about 3 minutes on two cores");
+        let built = self.progress.during(&stage, || {
+            program::compile_locked(program, self.builder, places, &log).map_err(|source| {
+                PartError::Program {
+                    package: package.clone(),
+                    log: log.clone(),
+                    source,
+                }
+            })
         })?;
         let path = folder.path().join(package);
         fs::rename(built, &path).map_err(failed)?;

@@ -11,12 +11,13 @@ BIN=${CARGO_TARGET_DIR:-$REPOSITORY/target}/debug
 # Debian packages, each with the program or file that shows it is there.
 PACKAGES=(
     "qemu-system-x86 qemu-system-x86_64" "ovmf /usr/share/ovmf/OVMF.fd"
-    "gcc gcc" "g++ g++" "make make" "flex flex" "bison bison" "bc bc" "patch patch" "xz-utils xz" "zstd zstd"
+    "gcc gcc" "g++ g++" "make make" "flex flex" "bison bison" "bc bc" "patch patch" "xz-utils xz" "lz4 lz4"
     "libelf-dev /usr/include/libelf.h" "libssl-dev /usr/include/openssl/ssl.h"
     "binutils strip" "cmake cmake" "python3 python3" "python3-pip pip3"
 )
 TEST_PACKAGES=("erofs-utils fsck.erofs" "cryptsetup-bin veritysetup" "nodejs node" "npm npm" "swtpm swtpm"
-    "python3-venv /usr/lib/python3*/ensurepip" "curl curl" "chromium chromium" "openssl openssl" "acpica-tools iasl")
+    "python3-venv /usr/lib/python3*/ensurepip" "curl curl" "chromium chromium" "openssl openssl" "acpica-tools iasl"
+    "zstd zstd")
 
 fail() { # what was attempted, why it failed, what to do
     printf '\n%s\n  why:  %s\n  fix:  %s\n' "$1" "$2" "$3" >&2

@@ -86,7 +86,8 @@ pub(crate) struct WorkArguments {
     /// Make again what the cache has.
     #[arg(long)]
     fresh: bool,
-    /// How many compilers run at a time; the result does not depend on it [default: one for each core].
+    /// How many compilers run at a time for a part, of which an image makes two at once; the result does not depend on it
+    /// [default: one for each core].
     #[arg(long, value_name = "NUMBER")]
     jobs: Option<usize>,
 }

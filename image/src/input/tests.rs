@@ -15,7 +15,7 @@ const FLOOD_BYTES: usize = 256 * 1024 * 1024;
 
 /// No mirrors and an archive that is a folder on this machine: the tests touch no network.
 pub(super) fn offline(cache: &Path, archive: &Path) -> Sources {
-    let mirrors = OnceCell::new();
+    let mirrors = OnceLock::new();
     mirrors.set(vec![]).unwrap();
     Sources {
         archive: format!("file://{}", archive.display()),
