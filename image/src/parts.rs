@@ -140,8 +140,9 @@ fn in_builder_root(
         progress,
     };
     workshop.sweep()?;
-    // Linking whole programs, and edk2's own steps, keep one processor busy: beside them the other has work, too.
-    let programs = || {
+    // Linking whole programs, and edk2's own steps, keep one processor busy: so two halves are made at once, which
+    // take about as long as each other.
+    let programs_and_snp = || {
         let libtorch = workshop.libtorch()?;
         let mut compiled = Vec::new();
         for program in &recipe.programs {
@@ -149,21 +150,18 @@ fn in_builder_root(
             let libtorch = (program.linkage == Linkage::Dynamic).then_some(libtorch.path.as_path());
             compiled.push(workshop.program(program, libtorch)?);
         }
-        Ok::<_, BuildError>((libtorch, compiled))
+        Ok::<_, BuildError>((libtorch, compiled, workshop.firmware(Platform::Snp)?))
     };
-    let platform = || {
+    let kernel_and_tdx = || {
         let kernel = workshop.kernel(&recipe.kernel)?;
         let driver = match request.profile {
             ImageProfile::Gpu => Some((workshop.driver(&kernel)?, workshop.cuda()?)),
             _ => None,
         };
-        let (tdx, snp) = (
-            workshop.firmware(Platform::Tdx)?,
-            workshop.firmware(Platform::Snp)?,
-        );
-        Ok((kernel, driver, tdx, snp))
+        Ok((kernel, driver, workshop.firmware(Platform::Tdx)?))
     };
-    let ((libtorch, compiled), (kernel, driver, tdx, snp)) = interrupt::at_once(programs, platform)?;
+    let ((libtorch, compiled, snp), (kernel, driver, tdx)) =
+        interrupt::at_once(programs_and_snp, kernel_and_tdx)?;
     let mut inputs = BTreeMap::from([("builder root".to_owned(), builder.digest)]);
     let mut keep = |made: Made| {
         inputs.extend(made.inputs);

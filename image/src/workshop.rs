@@ -66,6 +66,15 @@ impl Platform {
         }
     }
 
+    /// Each has a folder of its own in the cache: they are made at the same time.
+    fn part(self) -> &'static str {
+        match self {
+            Self::Tdx => "firmware-tdx",
+            Self::Snp => "firmware-snp",
+            Self::Plain => "firmware-plain",
+        }
+    }
+
     /// edk2's name of it.
     fn description(self) -> &'static str {
         match self {
@@ -160,7 +169,7 @@ impl Workshop<'_> {
     /// See [`PartError`].
     pub fn firmware(&self, platform: Platform) -> Result<Made, PartError> {
         let script = Script {
-            part: "firmware",
+            part: platform.part(),
             name: "firmware.sh",
             inputs: &["edk2", "edk2-debian"],
             given: &[],
