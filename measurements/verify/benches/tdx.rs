@@ -60,10 +60,15 @@ fn main() {
             black_box(pck.verify(&quote, NOW_S).unwrap());
         },
     );
-    row("PCK verified before, too (2 checks)", 2, &check, &|| {
-        let quote = Quote::parse(&bytes).unwrap();
-        black_box(pck.verify(&quote, NOW_S).unwrap());
-    });
+    row(
+        "PCK and QE report verified before, too (1 check)",
+        1,
+        &check,
+        &|| {
+            let quote = Quote::parse(&bytes).unwrap();
+            black_box(pck.verify(&quote, NOW_S).unwrap());
+        },
+    );
     row(
         "judge_tdx, nothing cached, all rows (10 checks)",
         10,

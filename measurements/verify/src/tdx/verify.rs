@@ -3,9 +3,10 @@
 //!
 //! 1. [`Collateral::verify`](super::Collateral::verify): 6 P-256 checks, once for all quotes of a platform model;
 //! 2. [`VerifiedCollateral::verify_pck`]: 1 check, once for all quotes of one platform;
-//! 3. [`VerifiedPck::verify`]: 2 checks, for every quote.
+//! 3. [`VerifiedPck::verify`]: 2 checks for the first quote, 1 for every other one with the same QE report, which a
+//!    quoting enclave has once for its attestation key.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -15,7 +16,7 @@ use super::{
     collateral::VerifiedCollateral,
     pck::{PckExtension, PckExtensionError},
     quote::Quote,
-    report::BodyKind,
+    report::{BodyKind, ENCLAVE_REPORT_BYTES},
     signature::P256Key,
     tcb::{self, TcbError, TcbVerdict},
     tcb_info::Tee,
@@ -88,6 +89,22 @@ struct Pck {
     extension: PckExtension,
     validity: Validity,
     collateral: VerifiedCollateral,
+    /// The first one that this key was seen to have signed, with its signature.
+    qe_report: OnceLock<([u8; ENCLAVE_REPORT_BYTES], [u8; 64])>,
+}
+
+impl Pck {
+    /// One P-256 check, or none for the very bytes that were checked before.
+    fn check_qe_report(&self, quote: &Quote<'_>) -> Result<(), VerifyError> {
+        let given = (*quote.qe_report().bytes(), *quote.qe_report_signature());
+        if self.qe_report.get() == Some(&given) {
+            return Ok(());
+        }
+        check_qe_report(quote, self.leaf.key())?;
+        // Another thread may have been first.
+        let _ = self.qe_report.set(given);
+        Ok(())
+    }
 }
 
 impl VerifiedCollateral {
@@ -113,6 +130,7 @@ impl VerifiedCollateral {
             leaf: parsed.leaf,
             validity,
             collateral: self.clone(),
+            qe_report: OnceLock::new(),
         })))
     }
 
@@ -262,7 +280,7 @@ impl VerifiedPck {
             return Err(VerifyError::OtherPck);
         }
         pck.validity.check(now_s)?;
-        check_qe_report(quote, pck.leaf.key())?;
+        pck.check_qe_report(quote)?;
         check_qe_binding(quote)?;
         check_quote(quote)?;
         let tcb = pck.collateral.appraise(quote, &pck.extension)?;
