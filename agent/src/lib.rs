@@ -36,3 +36,4 @@ mod shape;
 pub mod system;
 mod tls_key;
 pub mod transport;
+mod wire;

@@ -6,13 +6,10 @@
 
 use std::{
     convert::Infallible,
-    io,
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -33,11 +30,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Semaphore, watch},
-    time::{Sleep, sleep, timeout},
+    time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     answer::{self, Job},
@@ -52,6 +48,7 @@ use crate::{
     prompts::{Memory, Prompts},
     shape,
     transport::{BoxStream, Listen},
+    wire::{SharedTls, Wire},
 };
 
 /// Connections at the same time; the module `places` says who has to go when there are more. Each takes some 40 KiB
@@ -184,12 +181,8 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
     if let Some(place) = &place {
         place.spoke();
     }
-    let tls = SharedTls(Arc::new(Mutex::new(tls)));
-    let wire = Wire {
-        tls: tls.clone(),
-        write_deadline: write,
-        stalled: None,
-    };
+    let tls = SharedTls::new(tls);
+    let wire = Wire::new(tls.clone(), write);
     let keep_alive = place.is_some();
     let session = Arc::new(Session {
         service,
@@ -370,10 +363,8 @@ impl Session {
     }
 
     fn export(&self, label: &[u8], context: Option<&[u8]>) -> Result<[u8; 32], ApiError> {
-        let tls = self.tls.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tls.get_ref()
-            .1
-            .export_keying_material([0; 32], label, context)
+        self.tls
+            .export(label, context)
             .map_err(|_| ApiError::new(500, "no_exporter", "this TLS session exports no keying material"))
     }
 
@@ -442,68 +433,4 @@ fn refuse(error: &ApiError) -> Response<Body> {
         headers.insert(RETRY_AFTER, seconds.into());
     }
     response
-}
-
-/// The TLS stream, used by HTTP for its bytes and by handlers for its exporter. The lock is held only within
-/// one poll.
-#[derive(Clone)]
-struct SharedTls(Arc<Mutex<TlsStream<BoxStream>>>);
-
-impl SharedTls {
-    fn poll<T>(
-        &self,
-        poll: impl FnOnce(Pin<&mut TlsStream<BoxStream>>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        poll(Pin::new(
-            &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner),
-        ))
-    }
-}
-
-/// What HTTP reads and writes. A peer that takes nothing for too long is an error, so that it cannot hold its
-/// place for ever.
-struct Wire {
-    tls: SharedTls,
-    write_deadline: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Wire {
-    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let write_deadline = self.write_deadline;
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(sleep(write_deadline)));
-        stalled
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.tls.poll(|tls| tls.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.tls.poll(|tls| tls.poll_write(cx, bytes));
-        self.in_time(cx, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.tls.poll(|tls| tls.poll_flush(cx));
-        self.in_time(cx, flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = self.tls.poll(|tls| tls.poll_shutdown(cx));
-        self.in_time(cx, shut)
-    }
 }
