@@ -1,8 +1,9 @@
 //! Processor time from the kernel's start to the agent's first line, under emulation.
 //!
 //! `scripts/quickstart` builds what this boots; then, with COCOON_E2E_IMAGE and COCOON_E2E_MODEL set as `scripts/test`
-//! sets them, `cargo bench --profile dev --workspace --bench boot`. What counts is the processor time that QEMU takes,
-//! all its threads: on a busy machine it grows much less than the time that passes.
+//! sets them, `cargo bench --profile dev --workspace --bench boot`. With COCOON_E2E_RELEASE, the folder of an image for
+//! the CPU, that is measured, too: there the agent's first line is the one that it says to the host. What counts is the
+//! processor time that QEMU takes, all its threads: on a busy machine it grows much less than the time that passes.
 //!
 //! Firmware's own time is measured in turns with it and taken off: it is what QEMU has taken when the same kernel file
 //! is started, whose first instructions here are others, which tell so and wait. With two processors the second one
@@ -11,8 +12,9 @@
 #![allow(clippy::panic, reason = "a benchmark fails by panicking")]
 
 use std::{
-    fs,
-    path::Path,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -42,43 +44,57 @@ exec qemu-system-x86_64 "$@" -chardev "file,id=told,path=$here/told" -device isa
 "#;
 /// `mov dx, 0x4c0; mov al, '!'; out dx, al; jmp $`.
 const TELL_AND_WAIT: [u8; 9] = [0x66, 0xba, 0xc0, 0x04, 0xb0, b'!', 0xee, 0xeb, 0xfe];
-const AGENT_SPEAKS: &str = "cocoon-agent";
+/// Where the agent's first line is seen, and what is in it: on the console of a dev image, and in what the launcher says
+/// of any.
+const ON_CONSOLE: (&str, &str) = ("state/console.log", "cocoon-agent");
+const BY_LAUNCHER: (&str, &str) = ("said", "guest: agent");
 
 fn main() {
-    let Some(image) = Image::from_env() else { return };
+    let Some(dev) = Image::from_env() else { return };
+    let release = env::var_os("COCOON_E2E_RELEASE").map(|folder| Image {
+        manifest: PathBuf::from(folder).join("manifest.json"),
+        model: dev.model.clone(),
+    });
+    measure("dev", &dev, ON_CONSOLE);
+    if let Some(release) = release {
+        measure("release", &release, BY_LAUNCHER);
+    }
+}
+
+fn measure(name: &str, image: &Image, (file, words): (&str, &str)) {
     let manifest = Manifest::load(&image.manifest).expect("the manifest");
     let kernel = Manifest::artifact_path(&image.manifest, &manifest.artifacts.kernel);
     let replaced = without_kernel(fs::read(kernel).expect("the kernel"));
     for vcpus in [1, 2] {
-        let node = Node::configure(&image);
+        let node = Node::configure(image);
         let spec =
             format!("platform = \"simulated\"\nmachine = \"q35-1\"\nvcpus = {vcpus}\nmemory_mib = 1024\n");
         fs::write(node.path("launch.toml"), spec).expect("writing launch.toml");
         let qemu = node.write_program("qemu", QEMU);
-        node.write_config(&image, &format!("[tools]\nqemu = \"{}\"", qemu.display()));
+        node.write_config(image, &format!("[tools]\nqemu = \"{}\"", qemu.display()));
         // The first start also tries whether KVM can be used, in a machine of its own.
-        node.up_and_serving();
-        assert!(node.down().status.success());
+        node.up();
+        node.down();
 
         let (mut firmware, mut all) = (vec![], vec![]);
         for _ in 0..TURNS {
             fs::write(node.path("kernel"), &replaced).expect("writing the kernel");
             firmware.push(boot(&node, &node.path("told"), "!"));
             fs::remove_file(node.path("kernel")).expect("it was written");
-            all.push(boot(&node, &node.path("state/console.log"), AGENT_SPEAKS));
+            all.push(boot(&node, &node.path(file), words));
         }
-        report(vcpus, firmware, all);
+        report(name, vcpus, firmware, all);
     }
 }
 
-fn report(vcpus: u32, mut firmware: Vec<Duration>, mut all: Vec<Duration>) {
+fn report(name: &str, vcpus: u32, mut firmware: Vec<Duration>, mut all: Vec<Duration>) {
     firmware.sort_unstable();
     all.sort_unstable();
     let beyond = |nth: usize| all[nth].saturating_sub(firmware[nth]);
     let (fastest, median) = (beyond(0), beyond(TURNS / 2));
     let reached = if median <= GOAL { "reached" } else { "not reached" };
     println!(
-        "{vcpus} vCPUs: fastest {fastest:.2?}, median {median:.2?} of {TURNS}, beyond firmware's {:.2?}; \
+        "{name}, {vcpus} vCPUs: fastest {fastest:.2?}, median {median:.2?} of {TURNS}, beyond firmware's {:.2?}; \
          goal {GOAL:?}: {reached}",
         firmware[TURNS / 2]
     );
@@ -106,7 +122,8 @@ fn boot(node: &Node, file: &Path, words: &str) -> Duration {
         let _ = fs::remove_file(stale);
     }
     thread::scope(|scope| {
-        let up = scope.spawn(|| node.up());
+        let said = fs::File::create(node.path(BY_LAUNCHER.0)).expect("a file for what the launcher says");
+        let up = scope.spawn(|| node.up_command().stdout(Stdio::null()).stderr(said).status());
         let begin = Instant::now();
         while !fs::read(file).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(words)) {
             assert!(begin.elapsed() < BOOT_MAX, "no {words:?} in {}", file.display());
@@ -115,7 +132,8 @@ fn boot(node: &Node, file: &Path, words: &str) -> Duration {
         let pid = pid(node);
         let time = processor_time(pid);
         node.kill_process(pid);
-        up.join().expect("the launcher ends with its guest");
+        let ended = up.join().expect("the launcher ends with its guest");
+        ended.expect("the launcher runs");
         time
     })
 }

@@ -166,7 +166,12 @@ impl Node {
 
     /// Boots and waits until the node serves, or fails.
     pub fn up(&self) -> Output {
-        self.run("cocoon-launch", ["up", "--config", "node.toml", "--detach"])
+        self.up_command().output().expect("the launcher runs")
+    }
+
+    /// [`Self::up`], for a test that runs it itself.
+    pub fn up_command(&self) -> Command {
+        self.command("cocoon-launch", ["up", "--config", "node.toml", "--detach"])
     }
 
     /// Boots a node that has to come up.
@@ -364,12 +369,17 @@ impl Node {
 
     /// Runs one of Cocoon's programs in the node's folder.
     pub fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Output {
-        Command::new(program_path(program))
+        let output = self.command(program, arguments).output();
+        output.expect("Cocoon's programs run; scripts/test builds them")
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(program_path(program));
+        command
             .args(arguments)
             .current_dir(self.dir.path())
-            .env("XDG_STATE_HOME", self.dir.path())
-            .output()
-            .expect("Cocoon's programs run; scripts/test builds them")
+            .env("XDG_STATE_HOME", self.dir.path());
+        command
     }
 
     /// [`Self::run`] of something that has to succeed.
