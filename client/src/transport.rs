@@ -260,3 +260,39 @@ fn handshake_error(error: io::Error) -> ConnectError {
         None => ConnectError::Dropped(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::{Request, header::HOST};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Everybody else who connects to its key waits meanwhile.
+    #[tokio::test]
+    async fn a_node_that_answers_and_takes_no_more_of_the_request_is_given_up() {
+        let (ours, mut node) = tokio::io::duplex(64);
+        let (mut http, driver) = speak_http(ours).await.unwrap();
+        let request = Request::post("/")
+            .header(HOST, "node")
+            .body(Full::from(vec![0; 4096]))
+            .unwrap();
+        let answer = async {
+            node.read_exact(&mut [0; 16]).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            node.write_all(answer).await.unwrap();
+        };
+        tokio::join!(http.send_request(request), answer).0.unwrap();
+        let error = reclaim(http, driver, Duration::from_millis(200))
+            .await
+            .unwrap_err();
+        let stalled = matches!(
+            error,
+            ExchangeError::Stalled {
+                step: Step::Evidence,
+                after_ms: 200
+            }
+        );
+        assert!(stalled, "{error:?}");
+    }
+}
