@@ -38,7 +38,7 @@ pub fn name(stage: Stage) -> &'static str {
 pub struct Deadlines {
     /// Firmware, kernel, dm-verity: until PID 1 calls.
     pub agent_s: u64,
-    /// Launch document and model volume.
+    /// The driver of GPUs, launch document and model volume.
     pub model_s: u64,
     /// The engine's process, libtorch included.
     pub engine_s: u64,
