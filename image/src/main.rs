@@ -153,6 +153,5 @@ fn pack(folder: &Path, out: &Path, name: Option<String>) -> anyhow::Result<()> {
         packed.bytes,
         packed.description.display()
     );
-    println!("root hash {}", packed.volume.verity.root_hash);
-    Ok(())
+    cli::print_line(format_args!("root hash {}", packed.volume.verity.root_hash))
 }

@@ -243,3 +243,19 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     );
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "", "something is left");
 }
+
+#[test]
+fn a_reader_that_has_left_is_an_error_and_no_panic() {
+    let cache = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut check = program();
+    check
+        .args(["lock", "check", "--cache"])
+        .arg(cache.path())
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = check.stdout(writer).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("writing to standard output"), "{said}");
+}

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use cocoon_image::inspect::{self, InspectedFile, Inspection};
 
+use super::print_line;
+
 const S_IFMT: u32 = 0o170_000;
 const S_IFDIR: u32 = 0o040_000;
 
@@ -29,21 +31,27 @@ pub(crate) fn inspect(arguments: &InspectArguments) -> anyhow::Result<bool> {
         Err(error) => return Err(error.into()),
     };
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
+        print_line(serde_json::to_string_pretty(&found)?)?;
     } else {
-        print(&found);
+        print(&found)?;
     }
     Ok(found.is_as_listed())
 }
 
-fn print(found: &Inspection) {
+fn print(found: &Inspection) -> anyhow::Result<()> {
     for artifact in &found.artifacts {
         match &artifact.problem {
-            None => println!("{:>17} {} {}", artifact.bytes, artifact.sha256, artifact.file),
-            Some(problem) => println!("{}: DIFFERS: {problem}", artifact.file),
+            None => print_line(format_args!(
+                "{:>17} {} {}",
+                artifact.bytes, artifact.sha256, artifact.file
+            ))?,
+            Some(problem) => print_line(format_args!("{}: DIFFERS: {problem}", artifact.file))?,
         }
     }
-    println!("\nroot: every block matches the root hash {}", found.root_hash);
+    print_line(format_args!(
+        "\nroot: every block matches the root hash {}",
+        found.root_hash
+    ))?;
     for file in &found.files {
         let InspectedFile {
             path,
@@ -64,15 +72,19 @@ fn print(found: &Inspection) {
         };
         let package = package.as_ref();
         let package = package.map_or(String::new(), |one| format!(" {} {}", one.name, one.version));
-        println!(
+        print_line(format_args!(
             "{:06o} {bytes:>10} {sha256:<64} {}  {}{}",
             mode.0,
             path.escape_debug(),
             source.escape_debug(),
             package.escape_debug()
-        );
+        ))?;
     }
     for path in &found.absent {
-        println!("{}: DIFFERS: only the manifest has it", path.escape_debug());
+        print_line(format_args!(
+            "{}: DIFFERS: only the manifest has it",
+            path.escape_debug()
+        ))?;
     }
+    Ok(())
 }

@@ -18,7 +18,7 @@ use cocoon_image::{
 };
 use cocoon_measurements::ImageProfile;
 
-use super::{InputArguments, Profile, is_missing_input};
+use super::{InputArguments, Profile, is_missing_input, print_line};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
@@ -106,7 +106,11 @@ fn check(selection: &Selection) -> anyhow::Result<()> {
     });
     let mut errors: Vec<_> = given.chain(fetched).flatten().collect();
     let rust = Toolchain::find(&lock.rust)?;
-    println!("rust {}: {}", lock.rust.version, rust.sysroot.display());
+    print_line(format_args!(
+        "rust {}: {}",
+        lock.rust.version,
+        rust.sysroot.display()
+    ))?;
     let wrong = errors.iter().position(|error| !is_missing_input(error));
     if errors.is_empty() {
         return Ok(());
@@ -121,8 +125,8 @@ fn report(name: &str, version: &str, found: anyhow::Result<PathBuf>) -> Option<a
         Err(error) if is_missing_input(error) => "missing".to_owned(),
         Err(_) => "WRONG CONTENT".to_owned(),
     };
-    println!("{name} {version}: {state}");
-    found.err()
+    let printed = print_line(format_args!("{name} {version}: {state}"));
+    found.err().or(printed.err())
 }
 
 fn fetch(selection: &Selection) -> anyhow::Result<()> {
@@ -140,7 +144,10 @@ fn fetch(selection: &Selection) -> anyhow::Result<()> {
         files += 1;
         bytes += input.bytes;
     }
-    println!("{files} inputs with {} MB are at hand", bytes / 1_000_000);
+    print_line(format_args!(
+        "{files} inputs with {} MB are at hand",
+        bytes / 1_000_000
+    ))?;
     Ok(())
 }
 
@@ -150,7 +157,7 @@ fn fetch_one(name: &str, arguments: &InputArguments) -> anyhow::Result<()> {
     let mut inputs = lock.inputs(ImageProfile::Gpu);
     let input = inputs.find(|input| input.name == name);
     let input = input.with_context(|| format!("image.lock names no input {name}"))?;
-    println!("{}", arguments.sources(&lock)?.find(input)?.display());
+    print_line(arguments.sources(&lock)?.find(input)?.display())?;
     Ok(())
 }
 
@@ -163,7 +170,7 @@ fn unpack(arguments: &InputArguments) -> anyhow::Result<()> {
     let helper = env::current_exe().context("cannot find this program itself")?;
     let wanted = recipe::builder(&source)?;
     let root = BuilderRoot::prepare(&lock, &wanted, &sources, &helper, &progress)?;
-    println!("{}", root.folder().display());
+    print_line(root.folder().display())?;
     Ok(())
 }
 
@@ -179,13 +186,13 @@ fn update(mirror: Option<String>, keyring: &Path, arguments: &InputArguments) ->
     };
     let builder = suite::resolve(&wanted, &mirror, keyring)?;
     lock::replace_builder(&source, &builder)?;
-    println!(
+    print_line(format_args!(
         "{} packages of {} {} written to {}",
         builder.packages.len(),
         builder.suite,
         builder.release,
         lock::path(&source).display()
-    );
+    ))?;
     Ok(())
 }
 
@@ -195,6 +202,6 @@ fn bundle(folder: &Path, selection: &Selection) -> anyhow::Result<()> {
     let lock = Lock::load(&inputs.source()?)?;
     let wanted: Vec<_> = lock.inputs((*profile).into()).collect();
     input::write_bundle(&inputs.sources(&lock)?, &wanted, folder)?;
-    println!("{} inputs in {}", wanted.len(), folder.display());
+    print_line(format_args!("{} inputs in {}", wanted.len(), folder.display()))?;
     Ok(())
 }

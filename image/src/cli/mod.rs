@@ -1,7 +1,8 @@
 //! The subcommands' arguments, and how they call the library.
 
 use std::{
-    env,
+    env, fmt,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     thread,
 };
@@ -37,6 +38,11 @@ pub(crate) use part::{PartArguments, part};
 pub(crate) use sbom::{SbomArguments, sbom};
 pub(crate) use sign::{SignArguments, VerifySignatureArguments, sign, signature_code, verify_signature};
 pub(crate) use verify::{VerifyArguments, verify};
+
+/// Prints a line of the result. That nobody reads on is an error like any other.
+pub(crate) fn print_line(line: impl fmt::Display) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("writing to standard output")
+}
 
 /// Exit code: the files are not those that they should be.
 pub(crate) const DIFFERS: u8 = 10;

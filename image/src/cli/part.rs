@@ -18,7 +18,7 @@ use cocoon_image::{
 };
 use cocoon_measurements::ImageProfile;
 
-use super::{InputArguments, WorkArguments};
+use super::{InputArguments, WorkArguments, print_line};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PartArguments {
@@ -86,8 +86,8 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     }
     let (bytes, sha256) = hash_file(&arguments.out).context("cannot read what was written")?;
     progress.stage(&format!("{}: {bytes} bytes", arguments.out.display()));
-    println!("builder root {}", builder.digest);
-    println!("sha256       {sha256}");
+    print_line(format_args!("builder root {}", builder.digest))?;
+    print_line(format_args!("sha256       {sha256}"))?;
     Ok(())
 }
 

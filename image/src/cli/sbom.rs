@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cocoon_image::sbom;
 
-use super::find_source;
+use super::{find_source, print_line};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SbomArguments {
@@ -24,6 +24,6 @@ pub(crate) fn sbom(arguments: &SbomArguments) -> anyhow::Result<()> {
     };
     let bom = sbom::sbom(&arguments.folder, &source)
         .with_context(|| format!("no bill of materials of {}", arguments.folder.display()))?;
-    println!("{}", serde_json::to_string_pretty(&bom)?);
+    print_line(serde_json::to_string_pretty(&bom)?)?;
     Ok(())
 }

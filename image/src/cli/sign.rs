@@ -8,7 +8,7 @@ use cocoon_image::signature::{
 };
 use cocoon_measurements::{Commit, Manifest};
 
-use super::DIFFERS;
+use super::{DIFFERS, print_line};
 
 const NOT_SIGNED: u8 = 11;
 const USAGE: u8 = 2;
@@ -39,22 +39,26 @@ pub(crate) fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     let key = read_signing_key(&arguments.key)?;
     let (manifest, signatures) = signature::sign(&arguments.folder, &key)?;
     let source = source(&manifest);
-    println!("signed by  {}", key_id(&key.verifying_key()));
-    println!("source     {source}");
-    println!(
+    print_line(format_args!("signed by  {}", key_id(&key.verifying_key())))?;
+    print_line(format_args!("source     {source}"))?;
+    print_line(format_args!(
         "envelope   {}, signatures: {signatures}",
         arguments.folder.join(ENVELOPE).display()
-    );
+    ))?;
     Ok(())
 }
 
 pub(crate) fn verify_signature(arguments: &VerifySignatureArguments) -> anyhow::Result<ExitCode> {
     let key = read_public_key(&arguments.public_key)?;
     let report = signature::verify(&arguments.folder, &key)?;
-    println!("{:<16} PASS     signed by {}", "provenance", key_id(&key));
-    print_rows(&report);
+    print_line(format_args!(
+        "{:<16} PASS     signed by {}",
+        "provenance",
+        key_id(&key)
+    ))?;
+    print_rows(&report)?;
     if let Some(manifest) = &report.manifest {
-        println!("{:<16} {}", "source", source(manifest));
+        print_line(format_args!("{:<16} {}", "source", source(manifest)))?;
     }
     Ok(match (report.differs(), report.is_incomplete()) {
         (true, _) => ExitCode::from(DIFFERS),
@@ -63,18 +67,21 @@ pub(crate) fn verify_signature(arguments: &VerifySignatureArguments) -> anyhow::
     })
 }
 
-fn print_rows(report: &Report) {
+fn print_rows(report: &Report) -> anyhow::Result<()> {
     for row in &report.rows {
         let (file, sha256) = (&row.file, row.sha256);
         match &row.finding {
-            Finding::Matches => println!("{file:<16} PASS     {sha256}"),
-            Finding::Differs(finding) => println!("{file:<16} FAIL     signed was {sha256}; {finding}"),
-            Finding::Missing => println!("{file:<16} MISSING  signed was {sha256}"),
+            Finding::Matches => print_line(format_args!("{file:<16} PASS     {sha256}"))?,
+            Finding::Differs(finding) => {
+                print_line(format_args!("{file:<16} FAIL     signed was {sha256}; {finding}"))?
+            }
+            Finding::Missing => print_line(format_args!("{file:<16} MISSING  signed was {sha256}"))?,
         }
     }
     if report.manifest.is_none() {
-        println!("The other files were not looked at: only the signed manifest says what they should be.");
+        print_line("The other files were not looked at: only the signed manifest says what they should be.")?;
     }
+    Ok(())
 }
 
 /// The commit that an image was built from, and whether it is only that.

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use cocoon_image::{compare, progress::Progress, publish::WorkFolder};
 use cocoon_measurements::Manifest;
 
-use super::{InputArguments, WorkArguments, build::rebuild};
+use super::{InputArguments, WorkArguments, build::rebuild, print_line};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArguments {
@@ -51,7 +51,7 @@ pub(crate) fn verify(arguments: VerifyArguments) -> anyhow::Result<bool> {
         }
     };
     for line in &compared {
-        println!("{line}");
+        print_line(line)?;
     }
     Ok(compared.iter().all(|file| file.difference.is_none()))
 }
