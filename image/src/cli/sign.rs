@@ -73,7 +73,7 @@ fn print_rows(report: &Report) -> anyhow::Result<()> {
         match &row.finding {
             Finding::Matches => print_line(format_args!("{file:<16} PASS     {sha256}"))?,
             Finding::Differs(finding) => {
-                print_line(format_args!("{file:<16} FAIL     signed was {sha256}; {finding}"))?
+                print_line(format_args!("{file:<16} FAIL     signed was {sha256}; {finding}"))?;
             }
             Finding::Missing => print_line(format_args!("{file:<16} MISSING  signed was {sha256}"))?,
         }
