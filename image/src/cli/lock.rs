@@ -147,8 +147,7 @@ fn fetch(selection: &Selection) -> anyhow::Result<()> {
     print_line(format_args!(
         "{files} inputs with {} MB are at hand",
         bytes / 1_000_000
-    ))?;
-    Ok(())
+    ))
 }
 
 fn fetch_one(name: &str, arguments: &InputArguments) -> anyhow::Result<()> {
@@ -157,8 +156,7 @@ fn fetch_one(name: &str, arguments: &InputArguments) -> anyhow::Result<()> {
     let mut inputs = lock.inputs(ImageProfile::Gpu);
     let input = inputs.find(|input| input.name == name);
     let input = input.with_context(|| format!("image.lock names no input {name}"))?;
-    print_line(arguments.sources(&lock)?.find(input)?.display())?;
-    Ok(())
+    print_line(arguments.sources(&lock)?.find(input)?.display())
 }
 
 fn unpack(arguments: &InputArguments) -> anyhow::Result<()> {
@@ -170,8 +168,7 @@ fn unpack(arguments: &InputArguments) -> anyhow::Result<()> {
     let helper = env::current_exe().context("cannot find this program itself")?;
     let wanted = recipe::builder(&source)?;
     let root = BuilderRoot::prepare(&lock, &wanted, &sources, &helper, &progress)?;
-    print_line(root.folder().display())?;
-    Ok(())
+    print_line(root.folder().display())
 }
 
 fn update(mirror: Option<String>, keyring: &Path, arguments: &InputArguments) -> anyhow::Result<()> {
@@ -192,8 +189,7 @@ fn update(mirror: Option<String>, keyring: &Path, arguments: &InputArguments) ->
         builder.suite,
         builder.release,
         lock::path(&source).display()
-    ))?;
-    Ok(())
+    ))
 }
 
 /// What has to be brought is not passed on.
@@ -202,6 +198,5 @@ fn bundle(folder: &Path, selection: &Selection) -> anyhow::Result<()> {
     let lock = Lock::load(&inputs.source()?)?;
     let wanted: Vec<_> = lock.inputs((*profile).into()).collect();
     input::write_bundle(&inputs.sources(&lock)?, &wanted, folder)?;
-    print_line(format_args!("{} inputs in {}", wanted.len(), folder.display()))?;
-    Ok(())
+    print_line(format_args!("{} inputs in {}", wanted.len(), folder.display()))
 }

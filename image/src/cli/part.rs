@@ -87,8 +87,7 @@ pub(crate) fn part(arguments: &PartArguments) -> anyhow::Result<()> {
     let (bytes, sha256) = hash_file(&arguments.out).context("cannot read what was written")?;
     progress.stage(&format!("{}: {bytes} bytes", arguments.out.display()));
     print_line(format_args!("builder root {}", builder.digest))?;
-    print_line(format_args!("sha256       {sha256}"))?;
-    Ok(())
+    print_line(format_args!("sha256       {sha256}"))
 }
 
 fn kernel(workshop: &Workshop, profile: ImageProfile) -> anyhow::Result<PathBuf> {

@@ -24,6 +24,5 @@ pub(crate) fn sbom(arguments: &SbomArguments) -> anyhow::Result<()> {
     };
     let bom = sbom::sbom(&arguments.folder, &source)
         .with_context(|| format!("no bill of materials of {}", arguments.folder.display()))?;
-    print_line(serde_json::to_string_pretty(&bom)?)?;
-    Ok(())
+    print_line(serde_json::to_string_pretty(&bom)?)
 }

@@ -44,8 +44,7 @@ pub(crate) fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     print_line(format_args!(
         "envelope   {}, signatures: {signatures}",
         arguments.folder.join(ENVELOPE).display()
-    ))?;
-    Ok(())
+    ))
 }
 
 pub(crate) fn verify_signature(arguments: &VerifySignatureArguments) -> anyhow::Result<ExitCode> {
