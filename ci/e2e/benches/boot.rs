@@ -132,7 +132,10 @@ fn boot(node: &Node, file: &Path, words: &str) -> Duration {
         let pid = pid(node);
         let time = processor_time(pid);
         // Where there is no TDX, a release image's guest ends by itself: it may be gone.
-        let kill = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+        let kill = Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .stderr(Stdio::null())
+            .status();
         kill.expect("kill runs");
         let ended = up.join().expect("the launcher ends with its guest");
         ended.expect("the launcher runs");
