@@ -14,7 +14,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -132,11 +132,7 @@ fn boot(node: &Node, file: &Path, words: &str) -> Duration {
         let pid = pid(node);
         let time = processor_time(pid);
         // Where there is no TDX, a release image's guest ends by itself: it may be gone.
-        let kill = Command::new("kill")
-            .args(["-9", &pid.to_string()])
-            .stderr(Stdio::null())
-            .status();
-        kill.expect("kill runs");
+        let _ = node.kill_process(pid);
         let ended = up.join().expect("the launcher ends with its guest");
         ended.expect("the launcher runs");
         time

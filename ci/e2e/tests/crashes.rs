@@ -23,7 +23,7 @@ fn a_launcher_killed_between_record_and_settlement_settles_once_after_restart() 
     let pid = node.status()["pid"]
         .as_u64()
         .expect("status tells the launcher's pid");
-    node.kill_process(pid);
+    assert!(node.kill_process(pid), "the launcher had ended by itself");
     eventually("nothing outlives the launcher", || node.processes().is_empty());
 
     node.write_config(&image, "");

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod public_vectors;
+
 use std::path::PathBuf;
 
 use cocoon_evidence::{Digest48, Endorsements, EventLog, EvidenceBundle, Platform, ReportData};
@@ -21,16 +23,11 @@ struct Vectors(PathBuf);
 
 impl Vectors {
     fn open() -> Option<Self> {
-        let folder = std::env::var_os("COCOON_VECTORS").map(PathBuf::from);
-        if folder.is_none() {
-            eprintln!("skipped: COCOON_VECTORS does not name a folder with public test vectors");
-        }
-        folder.map(Self)
+        public_vectors::folder().map(Self)
     }
 
     fn read(&self, name: &str) -> Vec<u8> {
-        let path = self.0.join("tdx").join(name);
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        public_vectors::read(&self.0.join("tdx").join(name))
     }
 
     /// A quote without the zeros with which the kernel's interface pads it.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use cocoon_verify::judgement::{FailureClass, Judgement, Status, Verdict};
 use cocoon_verify::nvidia::{NvidiaInputs, NvidiaRoots, judge_nvidia, read_certificates, read_evidence};
 
+use crate::public_vectors;
+
 /// 2026-06-01, when every RIM file that is not meant to be expired is valid.
 pub(crate) const NOW_S: u64 = 1_780_272_000;
 /// 2024-06-01, when the VBIOS RIM of nvtrust is.
@@ -14,16 +16,11 @@ pub(crate) struct Vectors(PathBuf);
 
 impl Vectors {
     pub(crate) fn open() -> Option<Self> {
-        let folder = std::env::var_os("COCOON_VECTORS").map(PathBuf::from);
-        if folder.is_none() {
-            eprintln!("skipped: COCOON_VECTORS does not name a folder with public test vectors");
-        }
-        folder.map(Self)
+        public_vectors::folder().map(Self)
     }
 
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {
-        let path = self.0.join("nvidia").join(name);
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        public_vectors::read(&self.0.join("nvidia").join(name))
     }
 
     pub(crate) fn certificates(&self, name: &str) -> Vec<Vec<u8>> {

@@ -5,5 +5,7 @@
 
 mod bits;
 mod inputs;
+#[path = "../public_vectors/mod.rs"]
+mod public_vectors;
 mod reports;
 mod rims;

@@ -9,6 +9,8 @@ use cocoon_verify::{
 };
 use serde_json::{Value, json};
 
+use crate::public_vectors;
+
 /// When the collateral of phala/tdx_quote is valid; published with the quote.
 pub(crate) const TD10_S: u64 = 1_750_332_747;
 /// 2026-10-08T06:00:00Z, for phala/tdx_quote_td15ex.
@@ -57,16 +59,11 @@ pub(crate) struct Vectors(PathBuf);
 
 impl Vectors {
     pub(crate) fn open() -> Option<Self> {
-        let folder = std::env::var_os("COCOON_VECTORS").map(PathBuf::from);
-        if folder.is_none() {
-            eprintln!("skipped: COCOON_VECTORS does not name a folder with public test vectors");
-        }
-        folder.map(Self)
+        public_vectors::folder().map(Self)
     }
 
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {
-        let path = self.0.join(name);
-        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        public_vectors::read(&self.0.join(name))
     }
 
     pub(crate) fn text(&self, name: &str) -> String {

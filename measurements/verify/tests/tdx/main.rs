@@ -9,5 +9,7 @@ mod attacks;
 mod bits;
 mod inputs;
 mod judgements;
+#[path = "../public_vectors/mod.rs"]
+mod public_vectors;
 #[path = "../simulated_vendor/mod.rs"]
 mod simulated_vendor;
