@@ -2,7 +2,7 @@
 
 use cocoon_verify::RefusalClass;
 
-use crate::{CertificateFault, ChatError, ConnectError, ExchangeError, PayError, WalletError};
+use crate::{CertificateFault, ChatError, ConnectError, ExchangeError, PayError, SeenError, WalletError};
 
 /// Exit codes of `cocoon`. They are part of its interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +95,7 @@ impl From<&ConnectError> for Exit {
             | ConnectError::Certificate(_)
             | ConnectError::AnotherGuest { .. } => Self::Channel,
             ConnectError::Tls(_) | ConnectError::Random(_) => Self::Machine,
+            ConnectError::Seen(SeenError::Older { .. }) => Self::Policy,
             ConnectError::Seen(_) => Self::Usage,
             // Nothing was relayed: what would prove the guest is not there.
             ConnectError::Evidence(_) | ConnectError::Incomplete => Self::Signature,

@@ -46,7 +46,7 @@ pub use endpoint::{Endpoint, ParseEndpointError};
 pub use exchange::{ExchangeError, Step};
 pub use exit::Exit;
 pub use judged::verdict_json;
-pub use pay::{GRANT_LIFETIME_S, Locking, PayError, Purse, need_nano};
+pub use pay::{Account, GRANT_LIFETIME_S, Locking, PayError, Purse, need_nano};
 pub use plain::plain;
 pub use proof::{FRESH_FOR, Proof};
 pub use proxy::{Fleet, PageError, Proxy};

@@ -4,8 +4,10 @@
 //! network and contract code are those of the launch document in the evidence; the contract code must also be
 //! the one that is compiled in here, because the owner's coins are only as safe as that code.
 
+mod account;
 mod error;
 mod stake;
+mod unsure;
 
 use std::time::Duration;
 
@@ -16,9 +18,11 @@ use cocoon_settlement::{
     settle_minimum_nano,
 };
 
-use self::stake::AtStake;
-pub(crate) use self::stake::rest_s;
-pub use self::{error::PayError, stake::Locking};
+pub use self::{account::Account, error::PayError, stake::Locking};
+use self::{
+    stake::{AtStake, rest_s},
+    unsure::Unsure,
+};
 use crate::{BoundGrant, ExchangeError, PaidSession, Proof, Session, Wallet};
 
 /// How long a new grant may be drawn upon. What is not drawn can be withdrawn afterwards.
@@ -53,8 +57,8 @@ pub fn need_nano(launch: &LaunchDocument, output_tokens_max: u32) -> Result<u64,
 #[derive(Debug)]
 pub struct Purse {
     wallet: Wallet,
-    /// Orders to the deposit are numbered: one at a time.
-    locking: tokio::sync::Mutex<()>,
+    /// Held while a grant is locked: one at a time.
+    unsure: tokio::sync::Mutex<Unsure>,
     chain: ChainClient,
     network: NetworkId,
     deposit: AccountAddress,
@@ -70,7 +74,7 @@ impl Purse {
         Ok(Self {
             deposit: wallet.deposit(network),
             wallet,
-            locking: tokio::sync::Mutex::default(),
+            unsure: tokio::sync::Mutex::default(),
             chain,
             network,
         })
@@ -126,8 +130,7 @@ impl Purse {
     }
 
     /// Binds a grant with at least `need_nano` left to the session: one that is locked already, or a new one, for which
-    /// the deposit is funded from the faucet on the local chain. The new one and what the guest could still draw on
-    /// others are `cap_nano` together at most.
+    /// the deposit is funded from the faucet on the local chain. All that `account` allows goes into the new one.
     ///
     /// # Errors
     /// See [`PayError`].
@@ -135,16 +138,15 @@ impl Purse {
         &self,
         mut session: Session,
         need_nano: u64,
-        cap_nano: u64,
+        account: &Account,
         now_s: u64,
     ) -> Result<PaidSession, PayError> {
-        let bound = self.bind(&mut session, need_nano, cap_nano, Locking::Whole, now_s, |_| ());
-        let (_, bound) = bound.await?;
+        let bound = self.bind(&mut session, need_nano, account, Locking::Whole, now_s);
+        let bound = bound.await?;
         Ok(session.open(bound))
     }
 
-    /// The same, and the grant: it can be offered on further sessions with the same guest. `promise` gets a new grant
-    /// before anybody else does: once it was sent it may be locked, whatever follows.
+    /// The same. The grant can be offered on further sessions with the same guest: it is the account's current one.
     ///
     /// # Errors
     /// See [`PayError`].
@@ -152,11 +154,10 @@ impl Purse {
         &self,
         session: &mut Session,
         need_nano: u64,
-        cap_nano: u64,
+        account: &Account,
         locking: Locking,
         now_s: u64,
-        promise: impl FnOnce(&SignedGrant),
-    ) -> Result<(SignedGrant, BoundGrant), PayError> {
+    ) -> Result<BoundGrant, PayError> {
         Self::check_terms(session.proof())?;
         let found = session.launch().settlement.network;
         if found != self.network {
@@ -165,34 +166,48 @@ impl Purse {
                 own: self.network.0,
             });
         }
-        let _turn = self.locking.lock().await;
+        let mut unsure = self.unsure.lock().await;
         let (state, balance_nano) = self.state().await?;
+        unsure.look(state.as_ref(), now_s);
         let open = state
             .as_ref()
             .map_or(vec![], |state| self.open_grants(state, session, now_s));
         let mut at_stake = AtStake::default();
-        let taken = self.offer_open(session, open, need_nano, now_s, &mut at_stake);
+        let taken = self.offer_open(session, open, need_nano, account, now_s, &mut at_stake);
         if let Some(bound) = taken.await? {
             return Ok(bound);
         }
-        // What is open with this guest counts, though it does not serve on it now: or a host that has its guest refuse
-        // would have one grant after the other locked.
-        let free_nano = cap_nano.saturating_sub(at_stake.nano);
         // The contract takes no grant that could never be settled.
         let least_nano = need_nano.max(settle_minimum_nano());
+        // One that was sent to no visible effect is sent again, so that no second one is locked beside it.
+        let terms = |cap_nano, expires_s| self.grant(session, cap_nano, expires_s);
+        let again = unsure.again(terms, least_nano, now_s, &mut at_stake);
+        // What is open with this guest counts, though it does not serve on it now: or a host that has its guest refuse
+        // would have one grant after the other locked.
+        let cap_nano = account.left_nano(session.guest().usage_key(), now_s);
+        let free_nano = cap_nano.saturating_sub(at_stake.nano);
         // A half is left for another guest, not for one that refuses its own.
         if free_nano < least_nano || (locking == Locking::Half && at_stake.is_refused) {
             return Err(at_stake.short(cap_nano, least_nano, now_s));
         }
-        let new_nano = locking.cap_nano(free_nano, least_nano);
+        let grant = match again {
+            Some(again) if again.cap_nano <= free_nano => again,
+            Some(again) => {
+                at_stake.add(again.cap_nano, again.expires_s);
+                return Err(at_stake.short(cap_nano, least_nano, now_s));
+            }
+            None => self.new_grant(session, locking.cap_nano(free_nano, least_nano), now_s),
+        };
         let reserved_nano = state.map_or(0, |state| state.reserved_nano);
-        self.fund(balance_nano.saturating_sub(reserved_nano), new_nano)
+        self.fund(balance_nano.saturating_sub(reserved_nano), grant.cap_nano)
             .await?;
-        let signed = self.new_grant(session, new_nano, now_s).sign(self.wallet.key());
-        promise(&signed);
+        let signed = grant.sign(self.wallet.key());
+        unsure.add(&signed);
+        account.promise(&signed);
         self.chain.lock_grant(&signed).await?;
-        let bound = self.offer_new(session, &signed, need_nano).await?;
-        Ok((signed, bound))
+        unsure.remove(&signed.grant.id());
+        account.draw_on(&signed, 0);
+        self.offer_new(session, &signed, need_nano).await
     }
 
     /// Offers a grant that is locked already; `None` if the guest does not take it, or serves too little on it.
@@ -204,9 +219,13 @@ impl Purse {
         session: &mut Session,
         signed: &SignedGrant,
         need_nano: u64,
+        account: &Account,
     ) -> Result<Option<BoundGrant>, PayError> {
         match session.offer(signed, self.wallet.key()).await {
-            Ok(bound) => Ok((bound.standing().left_nano() >= need_nano).then_some(bound)),
+            Ok(bound) => {
+                account.told(&bound);
+                Ok((bound.standing().left_nano() >= need_nano).then_some(bound))
+            }
             Err(ExchangeError::Status { .. }) => Ok(None),
             Err(error) => Err(PayError::Offer(error)),
         }
@@ -218,23 +237,27 @@ impl Purse {
         session: &mut Session,
         open: Vec<(Grant, u64)>,
         need_nano: u64,
+        account: &Account,
         now_s: u64,
         at_stake: &mut AtStake,
-    ) -> Result<Option<(SignedGrant, BoundGrant)>, PayError> {
+    ) -> Result<Option<BoundGrant>, PayError> {
         let live = |grant: &Grant| u64::from(grant.expires_s) > now_s;
         for (tried, (grant, left_nano)) in open.into_iter().enumerate() {
             let (mut stays_nano, expires_s) = (left_nano, grant.expires_s);
             let is_lasting = lasts(&grant, now_s);
+            // What the chain has paid is spent, with or without a receipt.
+            account.served(&grant.id(), grant.cap_nano.saturating_sub(left_nano));
             if tried < GRANTS_TRIED_MAX && left_nano >= need_nano && live(&grant) {
                 let signed = grant.sign(self.wallet.key());
                 match session.offer(&signed, self.wallet.key()).await {
-                    Ok(bound) if bound.standing().left_nano() >= need_nano => {
-                        return Ok(Some((signed, bound)));
-                    }
-                    // What the guest says that it served is spent, settled or not.
                     Ok(bound) => {
-                        let unserved_nano =
-                            signed.grant.cap_nano.saturating_sub(bound.standing().served_nano);
+                        // What the guest says that it served is spent, settled or not.
+                        account.told(&bound);
+                        if bound.standing().left_nano() >= need_nano {
+                            account.draw_on(&signed, bound.served_nano());
+                            return Ok(Some(bound));
+                        }
+                        let unserved_nano = signed.grant.cap_nano.saturating_sub(bound.served_nano());
                         stays_nano = left_nano.min(unserved_nano);
                     }
                     Err(error @ ExchangeError::Status { .. }) => {
@@ -300,8 +323,13 @@ impl Purse {
     }
 
     fn new_grant(&self, session: &Session, cap_nano: u64, now_s: u64) -> Grant {
-        let launch = session.launch();
         let expires_s = now_s.saturating_add(GRANT_LIFETIME_S.into());
+        self.grant(session, cap_nano, u32::try_from(expires_s).unwrap_or(u32::MAX))
+    }
+
+    /// For this very guest, at its prices.
+    fn grant(&self, session: &Session, cap_nano: u64, expires_s: u32) -> Grant {
+        let launch = session.launch();
         Grant {
             network: self.network,
             contract: self.deposit,
@@ -309,7 +337,7 @@ impl Purse {
             payout_address: launch.settlement.payout_address,
             prices: launch.prices,
             cap_nano,
-            expires_s: u32::try_from(expires_s).unwrap_or(u32::MAX),
+            expires_s,
         }
     }
 
@@ -321,11 +349,7 @@ impl Purse {
             .iter()
             .filter(|(_, grant)| rest_s(grant.expires_s, now_s) > 0)
             .filter_map(|(id, grant)| {
-                let rebuilt = Grant {
-                    cap_nano: grant.cap_nano,
-                    expires_s: grant.expires_s,
-                    ..self.new_grant(session, 0, 0)
-                };
+                let rebuilt = self.grant(session, grant.cap_nano, grant.expires_s);
                 // The id covers every field: a grant for another guest, or at other prices, has another one.
                 is_same(id, &rebuilt).then_some((rebuilt, left_nano(grant)))
             })

@@ -43,6 +43,21 @@ pub enum SeenError {
         /// Which file.
         path: PathBuf,
     },
+    /// Another program of this user accepted newer ones meanwhile.
+    #[error(
+        "{what} number {found} was accepted, but {path} has {seen} by now: what is older than something accepted is \
+         refused; start again with the newer policy, or have the provider renew the endorsements"
+    )]
+    Older {
+        /// The policy's, or that of the TCB evaluation.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Of what was to be accepted.
+        found: u64,
+        /// The highest that was accepted.
+        seen: u64,
+    },
     /// It would grow without end.
     #[error("{path} is full ({FILE_BYTES_MAX} bytes); remove it, or name another one with --state")]
     Full {
@@ -103,10 +118,11 @@ impl Seen {
         })
     }
 
-    /// Remembers what this guest was accepted by.
+    /// Remembers what this guest was accepted by. The file may have been raised since its numbers were asked for, by a
+    /// program that runs beside this one.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written, or has higher numbers by now.
     pub fn accept(&self, policy: &Policy, file: &Path, guest: &TrustedGuest) -> Result<(), SeenError> {
         if let Some(folder) = self.path.parent() {
             let mut builder = fs::DirBuilder::new();
@@ -115,11 +131,19 @@ impl Seen {
         }
         let _one_at_a_time = self.lock()?;
         let mut numbers = self.read()?;
+        let older = |what, found, seen| SeenError::Older {
+            what,
+            path: self.path.clone(),
+            found,
+            seen,
+        };
         let number = numbers.policies.entry(policy_key(policy, file)).or_default();
-        let mut raised = raise(number, policy.terms().number);
+        let mut raised =
+            raise(number, policy.terms().number).map_err(|(found, seen)| older("policy", found, seen))?;
         if let Some(found) = guest.tcb_evaluation_number() {
             let number = numbers.tcb_evaluation.entry(root_key(policy)).or_default();
-            raised |= raise(number, found);
+            raised |= raise(number, found)
+                .map_err(|(found, seen)| older("TCB evaluation", found.into(), seen.into()))?;
         }
         if raised { self.write(&numbers) } else { Ok(()) }
     }
@@ -166,7 +190,11 @@ impl Seen {
             .mode(0o600)
             .open(&new)
             .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&new, &self.path));
+            .and_then(|()| fs::rename(&new, &self.path))
+            .and_then(|()| match self.path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+                _ => Ok(()),
+            });
         written.map_err(|source| self.error("written", source))
     }
 
@@ -217,12 +245,14 @@ fn lock_within(limit: Duration, file: File) -> io::Result<File> {
     }
 }
 
-fn raise<T: Copy + PartialOrd>(number: &mut T, found: T) -> bool {
-    let raised = found > *number;
-    if raised {
-        *number = found;
+/// Whether it is higher than before; the two if it is lower.
+fn raise<T: Copy + PartialOrd>(seen: &mut T, found: T) -> Result<bool, (T, T)> {
+    if found < *seen {
+        return Err((found, *seen));
     }
-    raised
+    let raised = found > *seen;
+    *seen = found;
+    Ok(raised)
 }
 
 fn policy_key(policy: &Policy, file: &Path) -> String {

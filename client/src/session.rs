@@ -76,6 +76,15 @@ impl BoundGrant {
     pub fn standing(&self) -> Standing {
         self.standing
     }
+
+    pub(crate) fn id(&self) -> &Digest32 {
+        &self.id
+    }
+
+    /// What the guest says that it served, which more than all of it cannot be.
+    pub(crate) fn served_nano(&self) -> u64 {
+        self.standing.served_nano.min(self.cap_nano)
+    }
 }
 
 /// A session with a grant bound to it.

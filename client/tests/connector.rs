@@ -17,7 +17,8 @@ use std::{
 
 use bytes::Bytes;
 use cocoon::{
-    Accepted, ConnectError, Connector, ConnectorError, Deadlines, Exit, PROOFS_MAX, Seen, Session, Verifier,
+    Accepted, ConnectError, Connector, ConnectorError, Deadlines, Exit, PROOFS_MAX, Seen, SeenError, Session,
+    Verifier,
 };
 use cocoon_evidence::{Digest48, Endorsements};
 use cocoon_simulator::{SIMULATED_TCB_EVALUATION_NUMBER, SimulatedPlatform};
@@ -164,6 +165,40 @@ async fn older_endorsements_than_a_running_program_accepted_are_refused() {
             "{error:?}"
         );
     }
+}
+
+/// A proxy runs for weeks; what another program of the same user accepts meanwhile holds for it, too.
+#[tokio::test]
+async fn what_another_program_has_ruled_out_since_is_not_accepted() {
+    let state = tempfile::tempdir().unwrap();
+    let guest = Guest::boot(&platform(), 1);
+    let path = state.path().join("seen.json");
+    let accepted = Accepted::remembered(Floors::default(), Seen::at(path.clone()), "policy.toml".into());
+    let verifier = Verifier::new(guest.policy(), accepted, Deadlines::default()).unwrap();
+    let node = Node::honest(guest).await;
+    verifier.connect(&node.endpoint).await.unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for numbers in ["policies", "tcb_evaluation"] {
+        let mut raised = written.clone();
+        let number = raised[numbers]
+            .as_object_mut()
+            .unwrap()
+            .values_mut()
+            .next()
+            .unwrap();
+        *number = json!(number.as_u64().unwrap() + 1);
+        std::fs::write(&path, raised.to_string()).unwrap();
+        node.rotate();
+        let error = verifier.connect(&node.endpoint).await.unwrap_err();
+        assert!(
+            matches!(error, ConnectError::Seen(SeenError::Older { .. })),
+            "{error:?}"
+        );
+        assert_eq!(Exit::from(&error), Exit::Policy);
+    }
+    std::fs::write(&path, written.to_string()).unwrap();
+    node.rotate();
+    verifier.connect(&node.endpoint).await.unwrap();
 }
 
 /// A later program could be shown older endorsements otherwise.

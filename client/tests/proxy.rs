@@ -375,6 +375,60 @@ async fn a_node_that_is_started_again_and_again_gets_no_more_than_its_share() {
     assert_eq!((deposit.grants.len(), deposit.reserved_nano), (2, TON));
 }
 
+/// An answer that is broken off is charged without a receipt; and whoever can break a TEE can claim anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_used_without_a_receipt_counts() {
+    let world = World::new().await;
+    let script = Script {
+        uses_grants_up: true,
+        chat: ChatScript {
+            break_after: Some(1),
+            ..ChatScript::default()
+        },
+        ..Script::default()
+    };
+    let node = Node::scripted(Guest::boot(&world.platform, 1), script).await;
+    let proxy = world.proxy_with(&[&node], TON, false).await;
+    for _ in 0..4 {
+        for _ in 0..50 {
+            let answer = proxy.chat(true).await;
+            if !answer.status().is_server_error() {
+                let _ = answer.into_body().collect().await;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    let deposit = world.deposit().await;
+    assert!(deposit.grants.len() > 1, "{deposit:?}");
+    assert!(deposit.reserved_nano <= TON, "{deposit:?}");
+}
+
+/// A grant that `cocoon chat` had locked for a large sum, for example.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_earlier_grant_no_more_is_drawn_than_allowed() {
+    let world = World::new().await;
+    let node = world.node(ChatScript::default()).await;
+    let max_nano = TON / 5;
+    let proxy = world.proxy_with(&[&node], max_nano, false).await;
+    world.lock(&node, 3_600).await;
+    let mut spent_nano = 0;
+    let refused = loop {
+        let answer = proxy.chat(false).await;
+        if answer.status() != StatusCode::OK {
+            break answer;
+        }
+        let answer: Value = serde_json::from_str(&text(answer).await).unwrap();
+        spent_nano = answer["cocoon"]["receipt"]["receipt"]["served_nano"]
+            .as_u64()
+            .unwrap();
+        assert!(spent_nano <= max_nano);
+    };
+    assert_eq!(refused.status(), StatusCode::PAYMENT_REQUIRED);
+    assert!(spent_nano > 0);
+    assert!(text(refused).await.contains("--max-ton leaves"));
+}
+
 /// What comes of a request once the node is not left alone any more.
 async fn settled(proxy: &Served) -> Response<Incoming> {
     for _ in 0..50 {

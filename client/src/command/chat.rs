@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use cocoon::{
-    Answer, ChatMessage, ChatOptions, ChatRole, Deadlines, Exit, PROMPT_BYTES_MAX, PaidSession, Purse,
-    Session, Verifier, Wallet, need_nano,
+    Account, Answer, ChatMessage, ChatOptions, ChatRole, Deadlines, Exit, PROMPT_BYTES_MAX, PaidSession,
+    Purse, Session, Verifier, Wallet, need_nano,
 };
 use cocoon_settlement::GlobalConfig;
 use cocoon_verify::Policy;
@@ -62,7 +62,19 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
     let network = session.launch().settlement.network;
     let purse = Purse::open(wallet, &config, network).await.map_err(Failure::of)?;
-    let paid = purse.pay(session, need_nano, args.max_ton, cocoon::now_s()).await;
+    if let Some(path) = &args.receipt_out {
+        let opened = fs::File::options().append(true).create(true).open(path);
+        opened
+            .with_context(|| {
+                format!(
+                    "the receipt could not be written: {} cannot be opened",
+                    path.display()
+                )
+            })
+            .map_err(Failure::usage)?;
+    }
+    let account = Account::new(args.max_ton);
+    let paid = purse.pay(session, need_nano, &account, cocoon::now_s()).await;
     let mut paid = paid.map_err(Failure::of)?;
     let timings = Timings {
         verify_ms,
@@ -77,15 +89,17 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let asked = paid.chat(&[message], options, |text| printer.print(text)).await;
     printer.end();
     let answer = asked.map_err(Failure::of)?;
-    if let Some(path) = &args.receipt_out {
-        write_receipt(path, &answer)?;
-    }
+    let kept = match &args.receipt_out {
+        Some(path) => write_receipt(path, &answer),
+        None => Ok(()),
+    };
+    // What was paid for is shown, whether or not the disk had room for the receipt.
     if args.json {
         super::print_json(&as_json(&verification, &answer, &paid, timings));
     } else {
         print_receipt(&answer, &paid, timings);
     }
-    Ok(())
+    kept
 }
 
 /// Verifies first, says so, and opens the wallet only then.
@@ -116,6 +130,7 @@ async fn converse(args: &ChatArgs, policy: Policy, config: &GlobalConfig) -> Res
         need_nano,
         said: vec![],
         spent_nano: 0,
+        account: Account::new(args.max_ton),
         paid: None,
     };
     conversation.run().await

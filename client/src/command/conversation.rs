@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::anyhow;
 use cocoon::{
-    ChatMessage, ChatOptions, ChatRole, Exit, PROMPT_BYTES_MAX, PaidSession, PayError, Purse, Verifier,
+    Account, ChatMessage, ChatOptions, ChatRole, Exit, PROMPT_BYTES_MAX, PaidSession, PayError, Purse,
+    Verifier,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -48,6 +49,8 @@ pub(super) struct Conversation<'a> {
     pub(super) said: Vec<ChatMessage>,
     /// What was charged, and the worst case of what may yet be.
     pub(super) spent_nano: u64,
+    /// What may be locked for the node.
+    pub(super) account: Account,
     /// The connection of the question before, if another one can be asked on it.
     pub(super) paid: Option<PaidSession>,
 }
@@ -159,6 +162,7 @@ impl Conversation<'_> {
                 .await;
             match asked {
                 Ok(answer) => {
+                    self.account.paid(&paid);
                     self.spent_nano = self.spent_nano - self.need_nano + answer.amount_nano;
                     eprintln!("\n[{} of {}]", ton(self.spent_nano), ton(self.args.max_ton));
                     self.paid = Some(paid);
@@ -194,7 +198,10 @@ impl Conversation<'_> {
             .await
             .map_err(Failure::of)?;
         let now_s = cocoon::now_s();
-        let paid = self.purse.pay(session, self.need_nano, left_nano, now_s).await;
+        let paid = self
+            .purse
+            .pay(session, self.need_nano, &self.account, now_s)
+            .await;
         paid.map_err(Failure::of)
     }
 }

@@ -1,9 +1,9 @@
 //! `cocoon deposit`.
 
 use anyhow::anyhow;
-use cocoon::{Exit, Purse, Wallet};
+use cocoon::{Exit, PayError, Purse, Wallet};
 use cocoon_evidence::Digest32;
-use cocoon_settlement::{DepositState, GrantState, Withdrawal};
+use cocoon_settlement::{ChainError, DepositState, GrantState, Withdrawal};
 use serde_json::{Value, json};
 
 use super::{Failure, ton};
@@ -46,12 +46,27 @@ pub(super) async fn withdraw(args: &WithdrawArgs) -> Result<(), Failure> {
         amount_nano: args.amount,
         release: expired(&state, now_s),
     };
-    let after = purse
-        .withdraw(&order.sign(purse.wallet().key()))
-        .await
-        .map_err(Failure::of)?;
+    let sent = purse.withdraw(&order.sign(purse.wallet().key())).await;
+    let after = sent.map_err(|error| unsure(error, &order))?;
     print(&purse, Some(&after), after.balance_nano);
     Ok(())
+}
+
+/// Another order has another number, and would pay once more.
+fn unsure(error: PayError, order: &Withdrawal) -> Failure {
+    let may_come = matches!(
+        error,
+        PayError::Chain(ChainError::Timeout { .. } | ChainError::Unreachable { .. })
+    );
+    let mut failure = Failure::of(error);
+    if may_come {
+        failure.error = failure.error.context(format!(
+            "order {} may yet be carried out, until {} s: a second one would pay a second time; look at `cocoon deposit \
+             status` first",
+            order.seqno, order.valid_until_s
+        ));
+    }
+    failure
 }
 
 async fn open(args: &DepositArgs) -> Result<Purse, Failure> {
@@ -118,4 +133,41 @@ fn as_json(purse: &Purse, state: Option<&DepositState>, balance_nano: u64) -> Va
         "reserved_nano": state.map_or(0, |state| state.reserved_nano),
         "grants": grants,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use cocoon_protocol::{AccountAddress, NetworkId};
+
+    use super::*;
+
+    #[test]
+    fn an_order_that_may_yet_come_is_not_to_be_repeated() {
+        let order = Withdrawal {
+            network: NetworkId::LOCAL,
+            contract: AccountAddress(Digest32::ZERO),
+            seqno: 7,
+            valid_until_s: 1_600,
+            destination: AccountAddress(Digest32::ZERO),
+            amount_nano: 1,
+            release: None,
+        };
+        let timeout = ChainError::Timeout {
+            operation: "withdraw",
+            waited_s: 60,
+        };
+        let told = format!("{:#}", unsure(timeout.into(), &order).error);
+        assert!(
+            told.starts_with("order 7 may yet be carried out, until 1600 s"),
+            "{told}"
+        );
+        assert!(!told.contains("harmless"), "{told}");
+        let refused = ChainError::Refused {
+            operation: "withdraw",
+            exit_code: Some(215),
+            meaning: "its number is used".into(),
+        };
+        let told = format!("{:#}", unsure(refused.into(), &order).error);
+        assert!(!told.contains("may yet"), "{told}");
+    }
 }

@@ -8,7 +8,6 @@
 //! What it trusts: programs on this machine, as they share its loopback. It does not trust web pages in their
 //! browsers ([`guard`]), other than its own ([`page`]).
 
-mod account;
 mod choose;
 mod guard;
 mod metrics;

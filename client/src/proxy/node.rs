@@ -8,13 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cocoon_protocol::SignedGrant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::account::Account;
 use crate::{
-    ConnectError, Deadlines, Endpoint, Exit, Locking, PaidSession, PayError, Proof, Purse, Verification,
-    Verifier, clock,
+    Account, ConnectError, Deadlines, Endpoint, Exit, Locking, PaidSession, PayError, Proof, Purse,
+    Verification, Verifier, clock,
 };
 
 /// Connections to one node, a fifth of what an agent has places for.
@@ -37,7 +35,7 @@ pub(crate) struct Node {
     places: Arc<Semaphore>,
     outstanding: AtomicUsize,
     health: Mutex<Health>,
-    account: Mutex<Account>,
+    account: Account,
     /// Held while a grant is locked, so that requests at the same time lock one.
     granting: tokio::sync::Mutex<()>,
 }
@@ -78,6 +76,8 @@ pub(crate) enum NodeError {
 pub(crate) struct Lease {
     node: Arc<Node>,
     _place: OwnedSemaphorePermit,
+    /// What the request may cost.
+    need_nano: u64,
 }
 
 impl Lease {
@@ -89,6 +89,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.node.outstanding.fetch_sub(1, Ordering::Relaxed);
+        self.node.account.give_back(self.need_nano);
     }
 }
 
@@ -123,7 +124,7 @@ impl Node {
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             outstanding: AtomicUsize::new(0),
             health: Mutex::default(),
-            account: Mutex::default(),
+            account: Account::default(),
             granting: tokio::sync::Mutex::default(),
         }
     }
@@ -147,17 +148,24 @@ impl Node {
 
     /// Sets what may be at stake with this node in all, before the first grant is locked.
     pub(crate) fn grant_share(&self, share_nano: u64) {
-        *self.lock_account() = Account::new(share_nano);
+        self.account.allow(share_nano);
     }
 
-    /// A place for a request, unless the node is full.
-    pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+    /// A place for a request, unless the node is full, and its worst case set aside.
+    ///
+    /// # Errors
+    /// What may be spent with this node does not pay for it.
+    pub(crate) fn lease(self: &Arc<Self>, need_nano: u64) -> Result<Option<Lease>, PayError> {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Ok(None);
+        };
+        self.account.hold(need_nano)?;
         self.outstanding.fetch_add(1, Ordering::Relaxed);
-        Some(Lease {
+        Ok(Some(Lease {
             node: Arc::clone(self),
             _place: place,
-        })
+            need_nano,
+        }))
     }
 
     /// Verifies the node, or uses what was proven lately.
@@ -201,28 +209,24 @@ impl Node {
         let connected = self.verifier.connect(&self.endpoint).await;
         let mut session = connected.inspect_err(|error| self.refused(error))?;
         self.succeeded(session.proof());
-        let known = self.lock_account().current();
+        let known = self.account.current();
         if let Some(grant) = &known
-            && let Some(bound) = purse.offer(&mut session, grant, need_nano).await?
+            && let Some(bound) = purse.offer(&mut session, grant, need_nano, &self.account).await?
         {
             return Ok((session.open(bound), false));
         }
         let _turn = self.granting.lock().await;
-        let current = self.lock_account().current();
+        let current = self.account.current();
         // Somebody else may have locked a new one meanwhile.
         if current != known
             && let Some(grant) = &current
-            && let Some(bound) = purse.offer(&mut session, grant, need_nano).await?
+            && let Some(bound) = purse.offer(&mut session, grant, need_nano, &self.account).await?
         {
             return Ok((session.open(bound), false));
         }
         let now_s = clock::now_s();
-        let left_nano = self.lock_account().left_nano(session.guest().usage_key(), now_s);
-        let promise = |grant: &SignedGrant| self.lock_account().promise(grant);
-        let bound = purse.bind(&mut session, need_nano, left_nano, Locking::Half, now_s, promise);
-        let (grant, bound) = bound.await?;
-        let served_nano = bound.standing().served_nano;
-        self.lock_account().draw_on(grant, served_nano);
+        let bound = purse.bind(&mut session, need_nano, &self.account, Locking::Half, now_s);
+        let bound = bound.await?;
         Ok((session.open(bound), false))
     }
 
@@ -245,8 +249,7 @@ impl Node {
 
     /// A receipt came: the grant is that much used.
     pub(crate) fn served(&self, paid: &PaidSession) {
-        let served_nano = paid.standing().served_nano;
-        self.lock_account().served(paid.grant_id(), served_nano);
+        self.account.paid(paid);
     }
 
     pub(crate) fn succeeded(&self, proof: &Arc<Proof>) {
@@ -294,10 +297,6 @@ impl Node {
             text,
             verification: None,
         });
-    }
-
-    fn lock_account(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_health(&self) -> MutexGuard<'_, Health> {

@@ -126,9 +126,10 @@ impl Proxy {
             no_answer.reply = no_answer.reply.retry_after(1);
             no_answer
         };
-        let lease = node.lease().ok_or_else(full)?;
         let output_tokens_max = wanted.output_tokens_max(proof.launch().limits.output_tokens_max);
         let need_nano = need_nano(proof.launch(), output_tokens_max).map_err(|error| unpaid(&error))?;
+        let lease = node.lease(need_nano).map_err(|error| unpaid(&error))?;
+        let lease = lease.ok_or_else(full)?;
         let (session, response, patience) = self.ask(node, need_nano, wanted.stream, body).await?;
         if response.status() != StatusCode::OK {
             return Err(refused(node, session, response).await);

@@ -58,6 +58,7 @@ struct State {
     requests: Mutex<Vec<String>>,
     evidence: Mutex<Vec<Vec<u8>>>,
     served: Mutex<TokenCounts>,
+    offered: Mutex<Vec<SignedGrant>>,
     handshakes: Mutex<Vec<HandshakeKind>>,
     connections: Mutex<Vec<AbortHandle>>,
 }
@@ -91,6 +92,7 @@ impl Node {
             requests: Mutex::default(),
             evidence: Mutex::default(),
             served: Mutex::default(),
+            offered: Mutex::default(),
             handshakes: Mutex::default(),
             connections: Mutex::default(),
         });

@@ -96,6 +96,8 @@ pub(crate) struct Script {
     pub(crate) chat: ChatScript,
     /// Takes no grant.
     pub(crate) refuses_grants: bool,
+    /// Says, when a grant is shown once more, that all of it is used.
+    pub(crate) uses_grants_up: bool,
     /// Never answers the handshake.
     pub(crate) stall_handshake: bool,
     pub(crate) lie: Option<Lie>,

@@ -115,9 +115,15 @@ impl Session {
             return status(StatusCode::FORBIDDEN, "refused by script");
         }
         let served = *self.state.served.lock().unwrap();
+        let mut offered = self.state.offered.lock().unwrap();
+        let served_nano = match offered.contains(&grant) && self.state.script.uses_grants_up {
+            true => Some(grant.grant.cap_nano),
+            false => guest.launch.prices.amount_nano(served),
+        };
+        offered.push(grant.clone());
         let standing = json!({
             "credit_nano": grant.grant.cap_nano,
-            "served_nano": guest.launch.prices.amount_nano(served),
+            "served_nano": served_nano,
             "served": served,
         });
         *self.grant.lock().unwrap() = Some(grant);

@@ -42,6 +42,23 @@ async fn chat_pays_answers_and_uses_the_grant_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_no_receipt_can_be_kept_nothing_is_sent_or_paid() {
+    let world = World::new().await;
+    world.new_wallet().await;
+    let chat = world
+        .chat("policy.toml", &["--receipt-out", "no/such/folder"])
+        .await;
+    assert_exit(&chat, 2);
+    assert!(!String::from_utf8_lossy(&world.node.received()).contains("/v1/chat"));
+    // A disk that fills up meanwhile.
+    let chat = world
+        .chat("policy.toml", &["--json", "--receipt-out", "/dev/full"])
+        .await;
+    assert_exit(&chat, 40);
+    assert_eq!(json(&chat)["answer"], ANSWER.concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_from_standard_input_reaches_the_node() {
     let world = World::new().await;
     world.new_wallet().await;
