@@ -18,6 +18,8 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && !no_colour())
         .with_env_filter(EnvFilter::try_from_env("COCOON_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        // Its eprintln! panics where a line cannot be written, on a full disk: in the middle of a request.
+        .log_internal_errors(false)
         .init();
     let json = cli.command.json();
     let exit = match command::run(cli.command).await {

@@ -99,6 +99,8 @@ async fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        // Its eprintln! panics where a line cannot be written, on a full disk: in the middle of bookkeeping.
+        .log_internal_errors(false)
         .init();
     match run(cli.command).await {
         Ok(exit) => ExitCode::from(exit as u8),

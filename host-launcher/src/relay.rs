@@ -35,6 +35,9 @@ pub struct RelayLimits {
     /// A connection on which nothing moves for so long is closed. Above the longest pause between two tokens,
     /// and above the ten minutes between a client's checks.
     pub idle_max: Duration,
+    /// What was read from one side is taken by the other within this, or the connection is closed: a side that
+    /// neither reads nor sends must not hold its place for all of `idle_max`. Above the guest's own, a minute.
+    pub write_max: Duration,
     /// The guest takes a connection within this.
     pub connect_max: Duration,
 }
@@ -45,6 +48,7 @@ impl Default for RelayLimits {
             // More than the guest has places for (1,280): who has to go is the guest's to say, which knows who pays.
             connections_max: 1536,
             idle_max: Duration::from_secs(15 * 60),
+            write_max: Duration::from_secs(90),
             connect_max: Duration::from_secs(10),
         }
     }
@@ -122,25 +126,25 @@ async fn carry(
         Ok(Err(error)) => return tracing::warn!(%peer, %error, "the guest does not take a connection"),
         Err(_) => return tracing::warn!(%peer, "the guest does not take a connection in time"),
     };
-    if let Err(error) = copy_both(client, inside, limits.idle_max).await {
+    if let Err(error) = copy_both(client, inside, limits).await {
         tracing::debug!(%peer, %error, "a connection ended");
     }
 }
 
-/// Copies until either side closes, because a half-close does not survive every vsock backend, or until
-/// nothing moves.
+/// Copies until either side closes, because a half-close does not survive every vsock backend, until one takes
+/// nothing, or until nothing moves.
 async fn copy_both(
     client: impl AsyncRead + AsyncWrite,
     guest: impl AsyncRead + AsyncWrite,
-    idle_max: Duration,
+    limits: RelayLimits,
 ) -> io::Result<()> {
     let activity = Activity::new();
     let (client_reader, client_writer) = tokio::io::split(client);
     let (guest_reader, guest_writer) = tokio::io::split(guest);
     tokio::select! {
-        ended = pump(client_reader, guest_writer, &activity) => ended,
-        ended = pump(guest_reader, client_writer, &activity) => ended,
-        () = activity.idle_for(idle_max) => Err(io::ErrorKind::TimedOut.into()),
+        ended = pump(client_reader, guest_writer, &activity, limits.write_max) => ended,
+        ended = pump(guest_reader, client_writer, &activity, limits.write_max) => ended,
+        () = activity.idle_for(limits.idle_max) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -148,6 +152,7 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     activity: &Activity,
+    write_max: Duration,
 ) -> io::Result<()> {
     let mut buffer = vec![0; COPY_BYTES];
     loop {
@@ -156,8 +161,11 @@ async fn pump(
             return to.shutdown().await;
         }
         activity.touch();
-        to.write_all(&buffer[..bytes]).await?;
-        to.flush().await?;
+        let write = async {
+            to.write_all(&buffer[..bytes]).await?;
+            to.flush().await
+        };
+        timeout(write_max, write).await??;
         activity.touch();
     }
 }
@@ -287,6 +295,21 @@ mod tests {
         let mut client = TcpStream::connect(fixture.address).await.unwrap();
         let _inside = fixture.guest.recv().await.unwrap();
         assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_dropped_long_before_it_counts_as_idle() {
+        let limits = RelayLimits {
+            write_max: Duration::from_millis(200),
+            ..RelayLimits::default()
+        };
+        let mut fixture = start(limits).await;
+        let _client = TcpStream::connect(fixture.address).await.unwrap();
+        let (_, mut inside) = fixture.guest.recv().await.unwrap();
+        // Fills what the kernel buffers, then waits for the relay to give up.
+        let sending = async { while inside.write_all(&[0; COPY_BYTES]).await.is_ok() {} };
+        let ended = timeout(Duration::from_secs(20), sending).await;
+        assert!(ended.is_ok(), "the connection is still there");
     }
 
     #[tokio::test]

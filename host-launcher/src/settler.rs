@@ -43,8 +43,8 @@ const RETRY_URGENT: Duration = Duration::from_secs(5);
 /// The chain's clock and ours differ by less; so long after its expiry a grant pays nothing for certain.
 const CLOCK_TOLERANCE_S: u64 = 600;
 
-/// Looks for a grant that the chain does not show, four minutes in all with the pauses between them: a
-/// liteserver that is behind has caught up by then.
+/// Looks that show no such grant before one of unknown expiry is given up, two minutes with the pauses between
+/// them: a liteserver that is behind has caught up by then.
 const LOOKS_MAX: u32 = 8;
 
 /// Expiries kept before those that have passed are forgotten.
@@ -142,6 +142,8 @@ struct Entry {
     due: Option<Instant>,
     in_flight: bool,
     failures: u32,
+    /// Looks that showed no such grant, since one last showed it.
+    looks: u32,
 }
 
 #[derive(Default)]
@@ -232,6 +234,7 @@ impl Settler {
                 due,
                 in_flight: false,
                 failures: 0,
+                looks: 0,
             });
         if is_newer(&entry.newest, voucher) {
             entry.newest = voucher.clone();
@@ -344,10 +347,7 @@ impl Settler {
 
     fn conclude(&self, grant: &Digest32, tried: &SignedVoucher, outcome: Outcome) {
         let mut book = self.book();
-        let expired = book
-            .expiries
-            .get(grant)
-            .is_some_and(|expires_s| is_past(*expires_s));
+        let expires_s = book.expiries.get(grant).copied();
         let Some(entry) = book.entries.get_mut(grant) else {
             return;
         };
@@ -355,6 +355,7 @@ impl Settler {
         let failures = std::mem::take(&mut entry.failures);
         let failed = match outcome {
             Outcome::Locked { locked, settlement } => {
+                entry.looks = 0;
                 entry.settled_nano = locked.paid_nano;
                 entry.prices = locked.prices;
                 match settlement {
@@ -365,22 +366,28 @@ impl Settler {
                     Err(reason) => Some(reason),
                 }
             }
-            Outcome::Gone if expired || failures + 1 >= LOOKS_MAX => {
-                let reason = "the deposit has no such grant any more: it expired and its rest was released";
-                entry.settlement = Settlement::Closed {
-                    reason: reason.into(),
-                };
-                None
+            Outcome::Gone => {
+                entry.looks = entry.looks.saturating_add(1);
+                // The contract releases a grant only after it expired: before that, the liteserver is behind.
+                if expires_s.map_or(entry.looks >= LOOKS_MAX, is_past) {
+                    let reason =
+                        "the deposit has no such grant any more: it expired and its rest was released";
+                    entry.looks = 0;
+                    entry.settlement = Settlement::Closed {
+                        reason: reason.into(),
+                    };
+                    None
+                } else {
+                    Some("the deposit shows no such grant".to_owned())
+                }
             }
-            Outcome::Gone => Some("the deposit shows no such grant".into()),
             Outcome::Failed(reason) => Some(reason),
         };
         let newer = is_newer(tried, &entry.newest);
-        let due = if let Some(reason) = failed {
-            tracing::warn!(%grant, reason, "a voucher could not be settled; it is tried again");
+        let due = if let Some(reason) = &failed {
             entry.failures = failures.saturating_add(1);
             entry.settlement = Settlement::Failing {
-                reason,
+                reason: reason.clone(),
                 attempts: entry.failures,
             };
             Some(book.retry(grant, back_off(self.retry_first, failures)))
@@ -392,6 +399,11 @@ impl Settler {
         };
         if let Some(entry) = book.entries.get_mut(grant) {
             entry.due = due;
+        }
+        drop(book);
+        // Last: a line that cannot be written must not lose the claim.
+        if let Some(reason) = failed {
+            tracing::warn!(%grant, reason, "a voucher could not be settled; it is tried again");
         }
     }
 }

@@ -86,9 +86,7 @@ pub enum ChainError {
         meaning: String,
     },
     /// The message was taken and the chain does not show its effect in time. It may still come.
-    #[error(
-        "{operation}: the chain does not show it after {waited_s} s; ask again later, sending twice is harmless"
-    )]
+    #[error("{operation}: the chain does not show it after {waited_s} s; it may yet come")]
     Timeout {
         /// What was attempted.
         operation: &'static str,
@@ -355,8 +353,21 @@ impl ChainClient {
 
     /// An account as of the last block, proven against it.
     async fn account(&self, address: &AccountAddress) -> Result<Option<Account>, ChainError> {
-        const REQUEST: &str = "getAccountState";
         let mut connection = self.connection.lock().await;
+        let read = self.read_account(&mut connection, address).await;
+        if let Err(ChainError::BadAnswer { .. } | ChainError::WrongNetwork { .. }) = &read {
+            // The same server would say the same again; whether to ask again is the caller's to say.
+            connection.leave_server();
+        }
+        read
+    }
+
+    async fn read_account(
+        &self,
+        connection: &mut Connection,
+        address: &AccountAddress,
+    ) -> Result<Option<Account>, ChainError> {
+        const REQUEST: &str = "getAccountState";
         let last = match connection.ask(Request::GetMasterchainInfo).await? {
             Response::MasterchainInfo(info) => info.last,
             Response::Error(error) => return Err(server_error("getMasterchainInfo", &error)),

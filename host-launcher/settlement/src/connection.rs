@@ -60,7 +60,10 @@ impl Connection {
         let tries = (servers + 1).min(SERVERS_MAX);
         let mut last = String::new();
         for _ in 0..tries {
-            let server = self.config.liteservers()[self.server % servers];
+            let current = self.server % servers;
+            let server = self.config.liteservers()[current];
+            // Set before it is asked: if the caller gives up waiting for this one, its next call asks another.
+            self.server = (current + 1) % servers;
             // Taken out: a request that fails or is cancelled leaves no half-read connection behind.
             let answer = match self.peer.take() {
                 Some(peer) => exchange(peer, request.clone()).await,
@@ -72,18 +75,22 @@ impl Connection {
             match answer {
                 Ok((peer, response)) => {
                     self.peer = Some(peer);
+                    self.server = current;
                     return Ok(response);
                 }
-                Err(reason) => {
-                    last = format!("{} {reason}", server.address);
-                    self.server = (self.server + 1) % servers;
-                }
+                Err(reason) => last = format!("{} {reason}", server.address),
             }
         }
         Err(ChainError::Unreachable {
             tried: servers.min(tries),
             last,
         })
+    }
+
+    /// Leaves a server whose answer is of no use; the next request goes to the next one.
+    pub(crate) fn leave_server(&mut self) {
+        self.peer = None;
+        self.server = (self.server + 1) % self.config.liteservers().len();
     }
 }
 

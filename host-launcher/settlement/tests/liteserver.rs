@@ -2,18 +2,32 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
+    net::SocketAddr,
     path::Path,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use adnl::{
+    AdnlPeer,
+    crypto::{KeyPair, SecretKey},
+};
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{AccountAddress, Grant, NetworkId, Prices, SignedVoucher, TokenCounts, Voucher};
 use cocoon_settlement::{
-    ChainClient, ChainError, GlobalConfig, LocalChain, LocalChainError, LocalChainHandle, WITHDRAW_ALL,
-    Withdrawal, deposit_code, settle_minimum_nano,
+    ChainClient, ChainError, GlobalConfig, Liteserver, LocalChain, LocalChainError, LocalChainHandle,
+    WITHDRAW_ALL, Withdrawal, deposit_code, settle_minimum_nano,
 };
 use ed25519_dalek::SigningKey;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    time::timeout,
+};
+use ton_liteapi::tl::{
+    adnl::Message,
+    response::{self, Response},
+};
 
 const TON: u64 = 1_000_000_000;
 
@@ -72,6 +86,45 @@ async fn connect(server: &LocalChainHandle) -> ChainClient {
     // As everybody else: through the text of the configuration.
     let config = GlobalConfig::parse(server.global_config().to_json().as_bytes()).unwrap();
     ChainClient::connect(&config, NetworkId::LOCAL).await.unwrap()
+}
+
+fn config_of(servers: &[Liteserver]) -> GlobalConfig {
+    let entry = |server: &Liteserver| {
+        let config = GlobalConfig::single(*server).to_json();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["liteservers"][0].clone()
+    };
+    let servers: Vec<_> = servers.iter().map(entry).collect();
+    GlobalConfig::parse(serde_json::json!({"liteservers": servers}).to_string().as_bytes()).unwrap()
+}
+
+/// A liteserver that has only errors to tell, to one client after the other.
+async fn serve_errors() -> Liteserver {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let SocketAddr::V4(address) = listener.local_addr().unwrap() else {
+        unreachable!("bound to IPv4")
+    };
+    let keys = KeyPair::from(&SecretKey::from_bytes([9; 32]));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut peer = AdnlPeer::handle_handshake(stream, |_| Some(keys)).await.unwrap();
+            while let Some(Ok(packet)) = peer.next().await {
+                let Ok(Message::Query { query_id, .. }) = tl_proto::deserialize::<Message>(&packet) else {
+                    break;
+                };
+                let answer = Response::Error(response::Error {
+                    code: 0,
+                    message: "out of sync".into(),
+                });
+                let answer = Message::Answer { query_id, answer };
+                peer.send(tl_proto::serialize(answer).into()).await.unwrap();
+            }
+        }
+    });
+    Liteserver {
+        address,
+        key: keys.public_key.to_bytes(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -230,15 +283,41 @@ async fn a_dead_server_and_a_wrong_key_are_unreachable_and_the_next_one_is_tried
         .unwrap();
     let mut dead = good;
     dead.address.set_port(unused.port());
-    let mut both: serde_json::Value = serde_json::from_str(&GlobalConfig::single(dead).to_json()).unwrap();
-    let second: serde_json::Value = serde_json::from_str(&server.global_config().to_json()).unwrap();
-    both["liteservers"]
-        .as_array_mut()
-        .unwrap()
-        .push(second["liteservers"][0].clone());
-    let both = GlobalConfig::parse(both.to_string().as_bytes()).unwrap();
-    let chain = ChainClient::connect(&both, NetworkId::LOCAL).await.unwrap();
+    let chain = ChainClient::connect(&config_of(&[dead, good]), NetworkId::LOCAL)
+        .await
+        .unwrap();
     assert_eq!(chain.request_faucet(&deposit(), TON).await.unwrap(), TON);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_call_leaves_a_server_that_was_given_up_and_one_whose_answer_is_of_no_use() {
+    /// Less than the client itself gives a server to connect.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let first = serve(dirs[0].path()).await;
+    let last = serve(dirs[1].path()).await;
+    // Takes connections, as far as the kernel does that for it, and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut silent = first.global_config().liteservers()[0];
+    silent.address.set_port(listener.local_addr().unwrap().port());
+    let config = config_of(&[
+        first.global_config().liteservers()[0],
+        silent,
+        serve_errors().await,
+        last.global_config().liteservers()[0],
+    ]);
+    let chain = ChainClient::connect(&config, NetworkId::LOCAL).await.unwrap();
+    first.shutdown().await;
+
+    let given_up = timeout(PATIENCE, chain.balance(&deposit())).await;
+    assert!(given_up.is_err(), "{given_up:?}");
+    let useless = timeout(PATIENCE, chain.balance(&deposit())).await;
+    assert!(
+        matches!(useless, Ok(Err(ChainError::BadAnswer { .. }))),
+        "{useless:?}"
+    );
+    let balance = timeout(PATIENCE, chain.balance(&deposit())).await;
+    assert!(matches!(balance, Ok(Ok(0))), "{balance:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

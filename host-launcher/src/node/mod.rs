@@ -13,7 +13,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cocoon_measurements::LaunchPlatform;
 use cocoon_protocol::{
     host::{GUEST_TLS_PORT, HOST_PORT},
     simulated::PLATFORM_PORT,
@@ -44,7 +43,7 @@ use crate::{
     journal::Journal,
     platform, programs,
     progress::Reporter,
-    qemu::{Accelerator, Machine, Sockets, kvm_works},
+    qemu::{Accelerator, Machine, Sockets, accelerator, kvm_works, open_kvm},
     relay::{RelayLimits, relay},
     services::{BootEvent, Services, Terms},
     settler::Settler,
@@ -305,27 +304,20 @@ impl Node {
 
     async fn choose_accelerator(&self, reporter: &Reporter) -> Result<Accelerator, Failure> {
         let config = &self.shared.config;
-        let usable = kvm_works(
-            &self.spawner,
-            &self.qemu,
-            &config.firmware(),
-            &config.kernel(),
-            &config.state_dir,
-        )
-        .await;
-        match (config.spec.platform, usable) {
-            (_, true) => Ok(Accelerator::Kvm),
-            (LaunchPlatform::Simulated, false) => {
-                reporter
-                    .step("KVM does not boot this kernel here: QEMU emulates the processor, which is slower");
-                Ok(Accelerator::Tcg)
-            }
-            (LaunchPlatform::Tdx | LaunchPlatform::Snp, false) => Err(Failure::new(
-                Exit::Missing,
-                "platform = \"tdx\" needs /dev/kvm on a host with TDX enabled; on other machines use platform = \
-                 \"simulated\" in the LaunchSpec",
-            )),
+        let (firmware, kernel) = (config.firmware(), config.kernel());
+        let boots = kvm_works(&self.spawner, &self.qemu, &firmware, &kernel, &config.state_dir);
+        let chosen = accelerator(config.spec.platform, open_kvm(), boots).await;
+        let accelerator = chosen.map_err(|error| {
+            let reason = format!(
+                "platform = \"tdx\" needs /dev/kvm on a host with TDX enabled, and it cannot be opened ({error}); on \
+                 other machines use platform = \"simulated\" in the LaunchSpec"
+            );
+            Failure::new(Exit::Missing, reason)
+        })?;
+        if accelerator == Accelerator::Tcg {
+            reporter.step("KVM does not boot this kernel here: QEMU emulates the processor, which is slower");
         }
+        Ok(accelerator)
     }
 
     /// Waits until the guest serves.

@@ -4,4 +4,4 @@ mod argv;
 mod probe;
 
 pub use argv::{Accelerator, Machine, Sockets, TCG_CPU};
-pub use probe::kvm_works;
+pub use probe::{accelerator, kvm_works, open_kvm};

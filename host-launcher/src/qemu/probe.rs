@@ -2,12 +2,14 @@
 //! a stock kernel through its decompressor, so the kernel itself is the probe: without a root file system it
 //! has to get as far as missing it.
 
-use std::{fs, path::Path, process::Stdio, time::Duration};
+use std::{fs, io, path::Path, process::Stdio, time::Duration};
 
 use cocoon_evidence::Digest32;
+use cocoon_measurements::LaunchPlatform;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
+use super::Accelerator;
 use crate::child::{Spawner, wait_or_kill};
 
 /// Under KVM the kernel takes about a second.
@@ -25,6 +27,36 @@ struct Probed {
     works: bool,
 }
 
+/// Whether this user may use KVM at all.
+///
+/// # Errors
+/// `/dev/kvm` cannot be opened.
+pub fn open_kvm() -> io::Result<()> {
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map(drop)
+}
+
+/// What runs a guest of this platform, given whether `/dev/kvm` opens and whether KVM boots the kernel. Only a simulated
+/// guest is tried first: there is another way for it, and a release kernel has no console to be recognised by. What is
+/// wrong with TDX, QEMU says itself.
+///
+/// # Errors
+/// `/dev/kvm` cannot be opened, and the platform cannot do without.
+pub async fn accelerator(
+    platform: LaunchPlatform,
+    kvm: io::Result<()>,
+    boots: impl Future<Output = bool>,
+) -> io::Result<Accelerator> {
+    match (platform, kvm) {
+        (LaunchPlatform::Simulated, Ok(())) if boots.await => Ok(Accelerator::Kvm),
+        (LaunchPlatform::Simulated, _) => Ok(Accelerator::Tcg),
+        (LaunchPlatform::Tdx | LaunchPlatform::Snp, kvm) => kvm.map(|()| Accelerator::Kvm),
+    }
+}
+
 /// Whether QEMU with KVM boots this kernel, asked once for each boot of the host; `state_dir` keeps the answer.
 pub async fn kvm_works(
     spawner: &Spawner,
@@ -33,14 +65,6 @@ pub async fn kvm_works(
     kernel: &Path,
     state_dir: &Path,
 ) -> bool {
-    if fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
-        return false;
-    }
     let asked = Probed {
         host_boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
         kernel: fs::read(kernel).map_or(Digest32::ZERO, |bytes| Digest32::of(&bytes)),
@@ -116,6 +140,25 @@ mod tests {
             assert_eq!(remembered(&kept, &asked("boot", b"other kernel")), None);
         }
         assert_eq!(remembered(b"torn", &asked("boot", b"kernel")), None);
+    }
+
+    #[tokio::test]
+    async fn a_tdx_guest_is_not_tried_first_because_a_release_kernel_says_nothing() {
+        let silent = || async { false };
+        let tdx = accelerator(LaunchPlatform::Tdx, Ok(()), silent()).await;
+        assert!(matches!(tdx, Ok(Accelerator::Kvm)));
+        let simulated = accelerator(LaunchPlatform::Simulated, Ok(()), silent()).await;
+        assert!(matches!(simulated, Ok(Accelerator::Tcg)));
+        let speaking = accelerator(LaunchPlatform::Simulated, Ok(()), async { true }).await;
+        assert!(matches!(speaking, Ok(Accelerator::Kvm)));
+        let denied = || Err(io::ErrorKind::PermissionDenied.into());
+        let without = accelerator(LaunchPlatform::Simulated, denied(), async { true }).await;
+        assert!(matches!(without, Ok(Accelerator::Tcg)));
+        assert!(
+            accelerator(LaunchPlatform::Tdx, denied(), silent())
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test]

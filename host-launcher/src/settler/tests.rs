@@ -231,6 +231,69 @@ async fn a_claim_on_an_expired_or_released_grant_is_closed_and_not_tried_for_eve
 }
 
 #[tokio::test]
+async fn a_liteserver_that_is_behind_does_not_close_a_grant_that_has_not_expired() {
+    let mut settler = Settler::new(PRICES, Duration::ZERO);
+    settler.retry_first = Duration::from_millis(1);
+    settler.learn_expiry(grant(), u32::MAX);
+    settler.note(&record(1, 1));
+    let chain = FakeChain::new(0);
+    let shown = chain.0.lock().unwrap().grant.take();
+    run_until(
+        &settler,
+        &chain,
+        |settlement| matches!(settlement, Settlement::Failing { attempts, .. } if *attempts > LOOKS_MAX),
+    )
+    .await;
+    chain.0.lock().unwrap().grant = shown;
+    run_until(&settler, &chain, is_settled).await;
+    assert_eq!(chain.settled().len(), 1);
+}
+
+#[test]
+fn only_looks_that_show_no_grant_count_towards_giving_it_up() {
+    let settler = Settler::new(PRICES, Duration::ZERO);
+    settler.note(&record(1, 1));
+    let after = |outcome| {
+        settler.conclude(&grant(), &record(1, 1).voucher, outcome);
+        only_claim(&settler).settlement
+    };
+    for _ in 0..LOOKS_MAX {
+        after(Outcome::Failed("no answer".into()));
+    }
+    for _ in 1..LOOKS_MAX {
+        let settlement = after(Outcome::Gone);
+        assert!(matches!(settlement, Settlement::Failing { .. }), "{settlement:?}");
+    }
+    let settlement = after(Outcome::Gone);
+    assert!(matches!(settlement, Settlement::Closed { .. }), "{settlement:?}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_loses_no_claim() {
+    fn broken_log() -> std::io::Sink {
+        panic!("as eprintln! does on a full disk")
+    }
+    let settler = Settler::new(PRICES, Duration::ZERO);
+    settler.note(&record(1, 1));
+    let fail = || {
+        // As when it is taken up.
+        let taken = settler.take_due().unwrap();
+        settler.conclude(&grant(), &taken, Outcome::Failed("no answer".into()));
+    };
+    let log = tracing_subscriber::fmt().with_writer(broken_log).finish();
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tracing::subscriber::with_default(log, fail);
+    }));
+    assert!(failed.is_err(), "the line was written");
+    assert!(settler.next_due().is_some(), "it is tried again");
+    let settlement = only_claim(&settler).settlement;
+    assert!(
+        matches!(settlement, Settlement::Failing { attempts: 1, .. }),
+        "{settlement:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_flush_settles_what_was_served_while_an_older_voucher_was_on_its_way() {
     let settler = Settler::new(PRICES, HOUR);
     settler.learn_expiry(grant(), u32::MAX);
