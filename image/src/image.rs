@@ -29,7 +29,7 @@ use crate::{
     parts::Parts,
     program::Places,
     progress::Progress,
-    publish::{PublishError, Staging},
+    publish::{self, PublishError, Staging, make_readable},
     recipe::{Recipe, RecipeError},
     root::Root,
     workshop::PartError,
@@ -219,6 +219,7 @@ fn assemble(
         .write(true)
         .create_new(true)
         .open(&path)
+        .and_then(|file| make_readable(&file).map(|()| file))
         .map_err(|source| file_error(&path, source))?;
     let (sealed, entries) = root.tree.write(file, "root")?;
     let files = entries.into_iter().map(|entry| FileEntry {
@@ -253,7 +254,8 @@ fn assemble(
     manifest.expected = origin::expected(&request.places.source, staging.path(), &manifest)?;
     manifest.check()?;
     let path = place("manifest.json");
-    fs::write(&path, origin::to_json(&manifest)).map_err(|source| file_error(&path, source))?;
+    publish::file(&path, origin::to_json(&manifest).as_bytes())
+        .map_err(|source| file_error(&path, source))?;
     staging.publish()?;
     Ok(manifest)
 }

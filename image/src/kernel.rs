@@ -24,7 +24,7 @@ use crate::{
     builder::BuilderRoot,
     command::{self, CommandError},
     input::{InputError, Sources},
-    publish::{WORK_PREFIX, remove_killed},
+    publish::{WORK_PREFIX, remove_killed, replace},
     sandbox::BUILD,
 };
 
@@ -223,10 +223,7 @@ impl KernelPlan {
             nix::unistd::sync();
         }
         let folder = self.folder(cache);
-        if folder.is_dir() {
-            fs::remove_dir_all(&folder).map_err(failed(&folder))?;
-        }
-        fs::rename(&done, &folder).map_err(failed(&folder))?;
+        replace(&done, &folder).map_err(failed(&folder))?;
         Ok(folder.join("bzImage"))
     }
 

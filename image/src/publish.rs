@@ -73,16 +73,22 @@ impl WorkFolder {
 pub fn work_file(parent: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     remove_left(parent, prefix, FileType::is_file)?;
     loop {
-        let file = tempfile::Builder::new()
-            .prefix(prefix)
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(parent)?;
+        let file = tempfile::Builder::new().prefix(prefix).tempfile_in(parent)?;
+        make_readable(file.as_file())?;
         file.as_file().lock()?;
         // Somebody else may have removed it before it was locked.
         if file.path().exists() {
             return Ok(file);
         }
     }
+}
+
+/// Lets everybody read a file, whatever the umask: who runs an image need not be who built it.
+///
+/// # Errors
+/// The file system's.
+pub fn make_readable(file: &File) -> io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(0o644))
 }
 
 fn remove_left(parent: &Path, prefix: &str, is_wanted: fn(&FileType) -> bool) -> io::Result<()> {
@@ -177,15 +183,28 @@ impl Staging {
     /// # Errors
     /// See [`PublishError`].
     pub fn publish(self) -> Result<(), PublishError> {
-        let (work, target) = (self.work.path(), &self.target);
-        if target.exists() {
-            // After the exchange the old image is in the temporary folder, which is removed when dropped.
-            renameat2(AT_FDCWD, work, AT_FDCWD, target, RenameFlags::RENAME_EXCHANGE)
-        } else {
-            renameat2(AT_FDCWD, work, AT_FDCWD, target, RenameFlags::RENAME_NOREPLACE)
-        }
-        .map_err(|errno| write_error(target, errno.into()))
+        // An old image is then the temporary folder, which is removed when dropped.
+        replace(self.work.path(), &self.target).map_err(|source| write_error(&self.target, source))
     }
+}
+
+/// Gives a finished file or folder its name in one step. What had the name then has that of the new one: in a work
+/// folder it is removed with the rest.
+///
+/// # Errors
+/// The file system's. What was there before is then still there.
+pub fn replace(new: &Path, path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        // File systems that cannot exchange, such as NFS, can at least do this.
+        return fs::rename(new, path);
+    }
+    Ok(renameat2(
+        AT_FDCWD,
+        new,
+        AT_FDCWD,
+        path,
+        RenameFlags::RENAME_EXCHANGE,
+    )?)
 }
 
 /// Writes a file that is under its name only when it is complete; an older one is replaced.
@@ -196,10 +215,8 @@ pub fn file(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path
         .parent()
         .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no file name"))?;
-    let mut new = tempfile::Builder::new()
-        .prefix(".partial-")
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(folder)?;
+    let mut new = tempfile::Builder::new().prefix(".partial-").tempfile_in(folder)?;
+    make_readable(new.as_file())?;
     new.write_all(content)?;
     new.as_file().sync_all()?;
     new.persist(path)?;
@@ -273,6 +290,32 @@ mod tests {
         first.publish().unwrap();
         assert_eq!(fs::read_to_string(target.join("manifest.json")).unwrap(), "first");
         assert_eq!(names(dir.path()), ["image"]);
+    }
+
+    /// Somebody who believes the name finds the old or the new one whole, whenever a build is killed.
+    #[test]
+    fn what_was_under_the_name_is_removed_only_with_the_work_folder() {
+        let cache = tempfile::tempdir().unwrap();
+        let work = tempfile::Builder::new()
+            .prefix(WORK_PREFIX)
+            .tempdir_in(cache.path())
+            .unwrap();
+        let (new, path) = (work.path().join("done"), cache.path().join("part"));
+        for content in ["old", "new"] {
+            fs::create_dir(&new).unwrap();
+            fs::write(new.join("file"), content).unwrap();
+            replace(&new, &path).unwrap();
+            if content == "old" {
+                assert!(!new.exists());
+            }
+        }
+        assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(new.join("file")).unwrap(), "old");
+        // A part may be a single file, too.
+        replace(&new.join("file"), &path.join("file")).unwrap();
+        assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "old");
+        drop(work);
+        assert_eq!(names(cache.path()), ["part"]);
     }
 
     #[test]

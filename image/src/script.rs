@@ -19,7 +19,7 @@ use crate::{
     given::{GivenError, GivenInput},
     input::{InputError, Sources},
     lock::{Lock, LockError, LockedInput},
-    publish::{WORK_PREFIX, remove_killed},
+    publish::{WORK_PREFIX, remove_killed, replace},
     recipe,
     sandbox::{BUILD, Bind},
     workshop::Made,
@@ -180,10 +180,7 @@ impl ScriptPlan {
         let (made, path) = (build.join(self.result), self.path(&sources.cache));
         // Later builds trust what has this name: a power cut must not leave it half written.
         nix::unistd::sync();
-        if path.is_dir() {
-            fs::remove_dir_all(&path).map_err(|source| file_error(&path, source))?;
-        }
-        fs::rename(&made, &path).map_err(|source| file_error(&made, source))?;
+        replace(&made, &path).map_err(|source| file_error(&made, source))?;
         Ok(path)
     }
 

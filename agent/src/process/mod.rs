@@ -1,8 +1,8 @@
 //! The guest's other processes: the engine's, started without privileges, and `cocoon-gpu`; watched and reaped.
 //!
 //! A child's end of a socketpair is descriptor 3; it inherits nothing else. The engine gets its own user, no
-//! groups, no new privileges, a bound on its memory, few files (`landlock`) and few system calls (`seccomp`). Code
-//! in it may be hostile (it parses prompts): what it says is checked in [`crate::engine`].
+//! groups, no new privileges, bounds on its memory and threads, few files (`landlock`) and few system calls
+//! (`seccomp`). Code in it may be hostile (it parses prompts): what it says is checked in [`crate::engine`].
 
 mod landlock;
 mod seccomp;
@@ -25,7 +25,7 @@ use nix::{
         signal::{Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{Pid, getuid},
 };
 use tracing::{info, warn};
 
@@ -44,6 +44,13 @@ pub(crate) const ENGINE: &str = "the engine";
 
 /// Open files that libtorch, the model and the tokenizer need, with room.
 const OPEN_FILES_MAX: u64 = 256;
+
+/// Threads of the engine for each that computes: OpenMP's, and at most as many of libtorch's other pool and of the
+/// tokenizer's; all that twice, since an engine that was killed may still be ending when the next one starts.
+const THREADS_FOR_EACH_MAX: u64 = 8;
+/// The rest: the one that reads, and a few of the driver's for each GPU. The guest has 32768 process ids or more: most
+/// stay for the agent, which ends when it cannot start a thread.
+const OTHER_THREADS_MAX: u64 = 256;
 
 /// Children of this process that still run. As PID 1 it also inherits whatever those leave behind.
 #[derive(Clone, Default)]
@@ -137,6 +144,7 @@ impl Spawn for EngineCommand {
         let limits = confine::Confinement {
             socket: theirs.as_raw_fd(),
             memory_bytes_max: self.memory_bytes_max,
+            threads_max: self.threads_max(),
             files: self.files()?,
             calls: seccomp::filter(),
         };
@@ -196,6 +204,13 @@ fn errors(console: bool) -> Stdio {
 }
 
 impl EngineCommand {
+    /// The kernel counts the threads of all processes of a user: only where the engine has one of its own do they say
+    /// anything about the engine.
+    fn threads_max(&self) -> Option<u64> {
+        let is_its_own = self.user != getuid().as_raw();
+        is_its_own.then(|| THREADS_FOR_EACH_MAX * self.threads as u64 + OTHER_THREADS_MAX)
+    }
+
     fn files(&self) -> io::Result<Ruleset> {
         let ruleset = Ruleset::new()?;
         for program in self.linkers.iter().chain([&self.program]) {
@@ -239,6 +254,7 @@ mod confine {
     pub(super) struct Confinement {
         pub(super) socket: i32,
         pub(super) memory_bytes_max: u64,
+        pub(super) threads_max: Option<u64>,
         pub(super) files: Ruleset,
         pub(super) calls: Vec<libc::sock_filter>,
     }
@@ -267,6 +283,9 @@ mod confine {
             limit(libc::RLIMIT_CORE, 0)?;
             limit(libc::RLIMIT_NOFILE, OPEN_FILES_MAX)?;
             limit(libc::RLIMIT_DATA, confinement.memory_bytes_max)?;
+            if let Some(threads_max) = confinement.threads_max {
+                limit(libc::RLIMIT_NPROC, threads_max)?;
+            }
             let program = libc::sock_fprog {
                 len: confinement.calls.len() as u16,
                 filter: confinement.calls.as_ptr().cast_mut(),

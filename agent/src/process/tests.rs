@@ -6,6 +6,9 @@ use tokio::io::AsyncReadExt as _;
 use super::*;
 
 const MEMORY_BYTES_MAX: u64 = 512 << 20;
+/// Nobody's on Debian (systemd's "Users, Groups, UIDs and GIDs"): what else runs on this machine does not count as the
+/// child's threads.
+const CHILD_USER: u32 = 61_000;
 
 /// What Python needs to start.
 fn python(script: &str, readable: &[&str]) -> EngineCommand {
@@ -14,7 +17,7 @@ fn python(script: &str, readable: &[&str]) -> EngineCommand {
     EngineCommand {
         program: "/usr/bin/python3".into(),
         arguments: ["-I", "-S", "-c", script].map(Into::into).into(),
-        user: if user == 0 { 1000 } else { user },
+        user: if user == 0 { CHILD_USER } else { user },
         threads: 2,
         console: true,
         readable: needed.iter().chain(readable).map(PathBuf::from).collect(),
@@ -142,6 +145,48 @@ async fn a_child_that_takes_more_memory_than_it_may_fails_alone() {
     all_answer("MemoryError", &tried.each_ref().map(String::as_str), &[]).await;
     let tried = [format!("bytearray({})", MEMORY_BYTES_MAX / 4)];
     all_answer("done", &tried.each_ref().map(String::as_str), &[]).await;
+}
+
+/// Process ids are the whole guest's: the agent ends when it cannot start a thread.
+#[tokio::test]
+async fn a_child_that_starts_threads_without_end_leaves_process_ids_to_others() {
+    const BOUND: u64 = 2 * THREADS_FOR_EACH_MAX + OTHER_THREADS_MAX;
+    if !nix::unistd::getuid().is_root() {
+        eprintln!("SKIP: only root can give the child a user of its own, whose threads are bounded");
+        return;
+    }
+    let script = "import os, threading\n\
+                  threading.stack_size(1 << 16)\n\
+                  never, started = threading.Event(), 1\n\
+                  try:\n\
+                  \x20   while started < 4096:\n\
+                  \x20       threading.Thread(target=never.wait, daemon=True).start()\n\
+                  \x20       started += 1\n\
+                  except RuntimeError: pass\n\
+                  os.write(3, str(started).encode())\n\
+                  os._exit(0)\n";
+    let mut command = python(script, &[]);
+    // The other tests' children start threads at the same time.
+    command.user = CHILD_USER + 1;
+    let mut text = String::new();
+    let mut process = command.spawn().unwrap();
+    process.socket.read_to_string(&mut text).await.unwrap();
+    let started: u64 = text.parse().unwrap();
+    // Fewer where another run of this test is still ending.
+    assert!((2..=BOUND).contains(&started), "{started}");
+}
+
+#[test]
+fn a_child_of_the_same_user_is_not_charged_with_what_else_that_user_runs() {
+    let mut command = python("", &[]);
+    assert_eq!(command.threads, 2);
+    command.user = nix::unistd::getuid().as_raw();
+    assert_eq!(command.threads_max(), None);
+    command.user += 1;
+    assert_eq!(
+        command.threads_max(),
+        Some(2 * THREADS_FOR_EACH_MAX + OTHER_THREADS_MAX)
+    );
 }
 
 /// Its memory holds prompts: no limit of this process, and nothing it does, lets a core of it be written.
