@@ -46,8 +46,9 @@ pub(super) async fn withdraw(args: &WithdrawArgs) -> Result<(), Failure> {
         amount_nano: args.amount,
         release: expired(&state, now_s),
     };
-    let sent = purse.withdraw(&order.sign(purse.wallet().key())).await;
-    let after = sent.map_err(|error| unsure(error, &order))?;
+    let signed = order.sign(purse.wallet().key());
+    let sent = purse.withdraw(&signed).await;
+    let after = sent.map_err(|error| unsure(error, &signed.withdrawal))?;
     print(&purse, Some(&after), after.balance_nano);
     Ok(())
 }
