@@ -184,7 +184,7 @@ pub(crate) async fn stream(
     // A client that was slow gets its next cells at the same distance, not in a burst that shows its backlog.
     stream.tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     stream.encode(first);
-    Ok(Body::Stream(Box::new(stream)))
+    Ok(Body::stream(stream))
 }
 
 /// Turns pieces into server-sent events, and these into cells.

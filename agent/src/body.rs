@@ -10,14 +10,19 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::answer::Stream;
+use crate::{answer::Stream, closing::UnderWay};
 
 /// HTTP copies a frame before it writes it, for each connection: a peer that asks for much that all share, and reads
 /// nothing, must not have it copied whole. A TLS record.
 const FRAME_BYTES_MAX: usize = 16 * 1024;
 
 /// A response's body.
-pub(crate) enum Body {
+pub(crate) struct Body {
+    content: Content,
+    answer: Option<UnderWay>,
+}
+
+enum Content {
     /// Bytes that others may hold as well.
     Shared(VecDeque<Bytes>),
     Stream(Box<Stream>),
@@ -26,7 +31,21 @@ pub(crate) enum Body {
 impl Body {
     /// These bytes, one after the other.
     pub(crate) fn shared<const N: usize>(parts: [Bytes; N]) -> Self {
-        Self::Shared(parts.into())
+        Self::of(Content::Shared(parts.into()))
+    }
+
+    pub(crate) fn stream(stream: Stream) -> Self {
+        Self::of(Content::Stream(Box::new(stream)))
+    }
+
+    fn of(content: Content) -> Self {
+        let answer = None;
+        Self { content, answer }
+    }
+
+    /// It is under way until this is written.
+    pub(crate) fn is_answer(&mut self, answer: UnderWay) {
+        self.answer = Some(answer);
     }
 }
 
@@ -38,22 +57,24 @@ impl HttpBody for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        match self.get_mut() {
-            Self::Shared(parts) => Poll::Ready(next_frame(parts).map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(stream) => stream
+        match &mut self.get_mut().content {
+            Content::Shared(parts) => Poll::Ready(next_frame(parts).map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Stream(stream) => stream
                 .poll_cell(cx)
                 .map(|cell| cell.map(|cell| cell.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Shared(parts) if parts.is_empty())
+        matches!(&self.content, Content::Shared(parts) if parts.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Shared(parts) => SizeHint::with_exact(parts.iter().map(|bytes| bytes.len() as u64).sum()),
-            Self::Stream(_) => SizeHint::default(),
+        match &self.content {
+            Content::Shared(parts) => {
+                SizeHint::with_exact(parts.iter().map(|bytes| bytes.len() as u64).sum())
+            }
+            Content::Stream(_) => SizeHint::default(),
         }
     }
 }

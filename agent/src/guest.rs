@@ -1,23 +1,18 @@
 //! The serving guest: what runs between `ready` and power-off.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use cocoon_protocol::host::Stage;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
 use crate::{
     boot::{self, Guest},
     certificate::{self, Identity, IdentityError},
+    closing::Closing,
     console::EXPORT,
     control,
     fresh::FreshQuotes,
@@ -88,7 +83,7 @@ pub async fn run(
         meter: Arc::clone(&meter),
         engine: engine.clone(),
         deadlines,
-        draining: AtomicBool::new(false),
+        closing: Closing::default(),
         prompts: Prompts::new(serve::PROMPT_BYTES_MAX),
         created_s: meter::now_s(),
     });
@@ -108,11 +103,13 @@ pub async fn run(
             grace = control::wait_for_shutdown(control) => Ok(grace),
             error = lost(gpus.as_mut()) => Err(error),
         };
-        service.draining.store(true, Ordering::Relaxed);
+        service.closing.begin();
         let ended = match ended {
             Ok(grace) => {
                 info!(target: EXPORT, "shutting down, {} requests run", meter.running());
-                drain(&meter, grace).await;
+                if timeout(grace, drain(&service)).await.is_err() {
+                    warn!(target: EXPORT, "not every answer was taken within {grace:?}");
+                }
                 Ok(())
             }
             Err(error) => {
@@ -139,9 +136,10 @@ async fn lost(gpus: Option<&mut Watched>) -> GpuError {
     }
 }
 
-async fn drain(meter: &Meter, grace: Duration) {
-    let end = Instant::now() + grace;
-    while meter.running() > 0 && Instant::now() < end {
+/// Waits for what runs, whether its client is there or not, and for clients to take their answers.
+async fn drain(service: &Service) {
+    while service.meter.running() > 0 {
         sleep(DRAIN_STEP).await;
     }
+    service.closing.all_taken().await;
 }

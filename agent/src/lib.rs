@@ -9,6 +9,7 @@ pub mod attest;
 mod body;
 pub mod boot;
 pub mod certificate;
+pub mod closing;
 pub mod console;
 pub mod control;
 #[cfg(feature = "simulated")]

@@ -6,10 +6,9 @@
 
 use std::{
     convert::Infallible,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    future,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -30,6 +29,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
+    io::{copy, sink},
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
@@ -40,6 +40,7 @@ use crate::{
     attest::AttestError,
     body::Body,
     certificate::{self, Identity},
+    closing::{Closing, LastAnswer},
     engine::Engine,
     fresh::FreshQuotes,
     meter::{self, Meter, MeterError},
@@ -81,6 +82,9 @@ pub struct Deadlines {
     pub body: Duration,
     /// How long a peer may take nothing of what is written to it.
     pub write: Duration,
+    /// How long what was written of an answer may lie in buffers: at the end of a connection, so long is waited for
+    /// its other side to end it, too.
+    pub close: Duration,
     /// How long the host's word on a grant's credit is used before it is asked again. Less than the time before a
     /// grant's expiry at which the host gives no more credit, or what is served in between is never paid.
     pub credit: Duration,
@@ -97,6 +101,7 @@ impl Default for Deadlines {
             head: Duration::from_secs(90),
             body: Duration::from_secs(30),
             write: Duration::from_secs(60),
+            close: Duration::from_secs(5),
             credit: Duration::from_secs(15),
             rotate: certificate::ROTATE_AFTER,
             connections: CONNECTIONS_MAX,
@@ -122,8 +127,8 @@ pub struct Service {
     pub engine: Engine,
     /// For peers.
     pub deadlines: Deadlines,
-    /// Set before the guest powers off: no further request is taken.
-    pub draining: AtomicBool,
+    /// Of the guest.
+    pub closing: Closing,
     /// [`PROMPT_BYTES_MAX`].
     pub(crate) prompts: Arc<Prompts>,
     /// When the model was loaded, seconds since 1970.
@@ -164,6 +169,7 @@ struct Session {
     /// Without one, every request is refused.
     place: Option<Arc<Place>>,
     grant: Mutex<Option<Digest32>>,
+    last_answer: Arc<LastAnswer>,
 }
 
 async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Option<Arc<Place>>) {
@@ -172,6 +178,7 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
         handshake,
         head,
         write,
+        close,
         ..
     } = service.deadlines;
     let accept = TlsAcceptor::from(Arc::clone(&identity.config)).accept(stream);
@@ -190,24 +197,49 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
         identity,
         place,
         grant: Mutex::new(None),
+        last_answer: Arc::default(),
     });
-    let handle = service_fn(move |request| {
+    let handle = {
         let session = Arc::clone(&session);
-        async move { Ok::<_, Infallible>(session.respond(request).await) }
-    });
-    // What goes wrong with a connection is between the client and us; there is nothing to log.
-    let _ = http1::Builder::new()
+        service_fn(move |request| {
+            let session = Arc::clone(&session);
+            async move { Ok::<_, Infallible>(session.respond(request).await) }
+        })
+    };
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .keep_alive(keep_alive)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(wire), handle)
-        .await;
+        .serve_connection(TokioIo::new(wire), handle);
+    let mut connection = pin!(connection);
+    // What goes wrong with a connection is between the client and us; there is nothing to log.
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = session.ends_with_its_answer() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if ended.is_ok() && session.last_answer.is_on_its_way(close) {
+        // The guest's buffers end with it. The other side closes when it has read to the end.
+        let rest = &mut Wire::new(session.tls.clone(), write);
+        let _ = timeout(close, copy(rest, &mut sink())).await;
+    }
 }
 
 impl Session {
+    /// Once the guest is about to end, if there is an answer to wait for. Else whoever asks is told why it is refused.
+    async fn ends_with_its_answer(&self) {
+        self.service.closing.begun().await;
+        if !self.last_answer.is_on_its_way(self.service.deadlines.close) {
+            future::pending::<()>().await;
+        }
+    }
+
     async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        self.last_answer.taken();
         self.route(request).await.unwrap_or_else(|error| refuse(&error))
     }
 
@@ -314,15 +346,17 @@ impl Session {
             ApiError::new(402, "no_grant", message)
         })?;
         let (body, memory) = self.read_prompt(request).await?;
-        if service.draining.load(Ordering::Relaxed) {
-            return Err(ApiError::new(503, "shutting_down", "this node is shutting down"));
-        }
         let chat = Chat::parse(&body, &service.launch, u64::from_le_bytes(meter::random()))?;
         let reservation = service
             .meter
             .admit(grant, chat.worst)
             .await
             .map_err(|error| meter_error(&error))?;
+        // Asked once it counts as running, which is waited for.
+        let under_way = service
+            .closing
+            .answer(&self.last_answer)
+            .ok_or_else(|| ApiError::new(503, "shutting_down", "this node is shutting down"))?;
         let serving = place.serve().ok_or_else(node_full)?;
         let running = service
             .engine
@@ -340,12 +374,14 @@ impl Session {
             request: body,
         };
         let pieces = answer::start(job, (memory, serving));
-        if chat.stream {
+        let mut response = if chat.stream {
             let stream = answer::stream(answer, pieces, chat.include_usage).await?;
-            Ok(respond("text/event-stream", stream))
+            respond("text/event-stream", stream)
         } else {
-            answer::collect(&answer, pieces).await.map(|whole| json(&whole))
-        }
+            json(&answer::collect(&answer, pieces).await?)
+        };
+        response.body_mut().is_answer(under_way);
+        Ok(response)
     }
 
     /// Reads a prompt into memory that is set aside for it, as much as it says that it has.

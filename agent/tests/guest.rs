@@ -28,6 +28,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use world::{INPUT_TOKENS, NONCE, World, chat_body, events, wait_for};
 
+/// More than any test takes.
+const GRACE: Duration = Duration::from_secs(600);
+
 fn parse(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
 }
@@ -311,14 +314,87 @@ async fn a_record_is_kept_until_the_host_has_stored_it() {
 async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
     let mut world = World::start().await;
     let (mut client, _) = world.paying_client().await;
+    let body = chat_body("wait", &json!({"stream": true}));
+    let response = client.open("POST", "/v1/chat/completions", body).await;
+    let (mut other, _) = world.paying_client().await;
+    world.shut_down(GRACE).await;
+    let (status, refusal) = other.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(parse(&refusal)["error"]["code"], "shutting_down");
+
+    // It is charged from here on. As much time as a guest would need that did not wait for the client.
+    world.script.go.notify_one();
+    world.records(1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        !world.guest.is_finished(),
+        "the client does not have its answer yet"
+    );
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let events = events(&body);
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    assert!(events[events.len() - 2].contains("receipt"));
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn what_was_answered_just_before_a_shutdown_is_waited_for() {
+    let mut world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    let body = chat_body("count 2", &json!({"stream": true}));
+    let unread = client.open("POST", "/v1/chat/completions", body).await;
+    world.records(1).await;
+    // So that it is over for HTTP.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.shut_down(GRACE).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!world.guest.is_finished(), "the client has not taken it");
+    unread.into_body().collect().await.unwrap();
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_takes_its_answer_holds_up_a_shutdown_only_so_long() {
+    let deadlines = Deadlines {
+        close: Duration::from_millis(800),
+        ..Deadlines::default()
+    };
+    let mut world = World::start_with(4, deadlines).await;
+    let (mut client, _) = world.paying_client().await;
+    let body = chat_body("wait", &json!({"stream": true}));
+    let _unread = client.open("POST", "/v1/chat/completions", body).await;
+    world.shut_down(GRACE).await;
+    world.script.go.notify_one();
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_longer_than_the_grace_is_cut_off() {
+    let mut world = World::start().await;
+    let (mut client, _) = world.paying_client().await;
+    let body = chat_body("hang", &json!({"stream": true}));
+    let _hanging = client.open("POST", "/v1/chat/completions", body).await;
+    world.shut_down(Duration::from_millis(100)).await;
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_its_answer_is_told_that_the_node_shuts_down() {
+    let deadlines = Deadlines {
+        close: Duration::ZERO,
+        ..Deadlines::default()
+    };
+    let mut world = World::start_with(4, deadlines).await;
+    let ((mut client, _), (mut hanging, _)) = (world.paying_client().await, world.paying_client().await);
     client.chat("count 2", json!({})).await;
-    world.shut_down().await;
-    tokio::time::timeout(Duration::from_secs(60), &mut world.guest)
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
-    assert_eq!(world.host.records.lock().unwrap().len(), 1);
+    let body = chat_body("wait", &json!({"stream": true}));
+    let _held_up = hanging.open("POST", "/v1/chat/completions", body).await;
+    world.shut_down(GRACE).await;
+    let (status, refusal) = client.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(parse(&refusal)["error"]["code"], "shutting_down");
+    world.script.go.notify_one();
+    world.ended().await;
 }
 
 #[tokio::test]

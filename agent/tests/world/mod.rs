@@ -208,16 +208,23 @@ impl World {
         self.host.records.lock().unwrap().clone()
     }
 
-    pub(crate) async fn shut_down(&self) {
+    pub(crate) async fn shut_down(&self, grace: Duration) {
+        let grace_ms = grace.as_millis() as u64;
         let (mut ours, theirs) = duplex(1024);
         self.control.send(Box::new(theirs)).await.unwrap();
-        write_frame_async(&mut ours, &ToGuest::Shutdown { grace_ms: 5_000 })
+        write_frame_async(&mut ours, &ToGuest::Shutdown { grace_ms })
             .await
             .unwrap();
         assert_eq!(
             read_frame_async::<FromGuest>(&mut ours).await.unwrap(),
             FromGuest::Ok
         );
+    }
+
+    /// Waits until the guest would power off.
+    pub(crate) async fn ended(&mut self) {
+        let ended = tokio::time::timeout(Duration::from_secs(60), &mut self.guest).await;
+        ended.expect("the guest goes on").unwrap().unwrap();
     }
 }
 

@@ -169,28 +169,14 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use cocoon_protocol::{AccountAddress, Grant, NetworkId, Prices};
-    use ed25519_dalek::SigningKey;
-
     use super::*;
+    use crate::pay::unsure::tests::sent;
 
     const SHARE_NANO: u64 = 1_000;
     const EXPIRES_S: u32 = 10_000;
 
     fn grant(guest: u8, cap_nano: u64) -> SignedGrant {
-        let grant = Grant {
-            network: NetworkId::LOCAL,
-            contract: AccountAddress(Digest32::ZERO),
-            agent_key: [guest; 32],
-            payout_address: AccountAddress(Digest32::ZERO),
-            prices: Prices {
-                input_nano_per_kilotoken: 1,
-                output_nano_per_kilotoken: 1,
-            },
-            cap_nano,
-            expires_s: EXPIRES_S,
-        };
-        grant.sign(&SigningKey::from_bytes(&[9; 32]))
+        sent(guest, cap_nano, EXPIRES_S)
     }
 
     fn lock(account: &Account, grant: &SignedGrant) {

@@ -60,7 +60,7 @@ impl Unsure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use cocoon_protocol::{AccountAddress, NetworkId, Prices};
     use ed25519_dalek::SigningKey;
 
@@ -83,14 +83,14 @@ mod tests {
         }
     }
 
-    fn sent(guest: u8, cap_nano: u64) -> SignedGrant {
-        terms(guest)(cap_nano, END_S).sign(&SigningKey::from_bytes(&[9; 32]))
+    pub(crate) fn sent(guest: u8, cap_nano: u64, expires_s: u32) -> SignedGrant {
+        terms(guest)(cap_nano, expires_s).sign(&SigningKey::from_bytes(&[9; 32]))
     }
 
     #[test]
     fn what_was_sent_to_no_visible_effect_is_sent_again_instead_of_another_one() {
         let mut unsure = Unsure::default();
-        let first = sent(1, 500);
+        let first = sent(1, 500, END_S);
         unsure.add(&first);
         unsure.add(&first);
         let mut at_stake = AtStake::default();
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn one_that_cannot_be_used_is_at_stake_until_no_clock_lets_it_be_locked() {
         let mut unsure = Unsure::default();
-        unsure.add(&sent(1, 50));
-        unsure.add(&sent(2, 700));
+        unsure.add(&sent(1, 50, END_S));
+        unsure.add(&sent(2, 700, END_S));
         let at_stake = |unsure: &Unsure, least_nano, now_s| {
             let mut at_stake = AtStake::default();
             assert!(unsure.again(terms(1), least_nano, now_s, &mut at_stake).is_none());

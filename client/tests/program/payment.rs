@@ -50,6 +50,7 @@ async fn where_no_receipt_can_be_kept_nothing_is_sent_or_paid() {
         .await;
     assert_exit(&chat, 2);
     assert!(!String::from_utf8_lossy(&world.node.received()).contains("/v1/chat"));
+    assert_eq!(world.deposit().await["reserved_nano"], 0);
     // A disk that fills up meanwhile.
     let chat = world
         .chat("policy.toml", &["--json", "--receipt-out", "/dev/full"])
