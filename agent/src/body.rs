@@ -43,7 +43,7 @@ impl Body {
         Self { content, answer }
     }
 
-    /// It is under way until this is written.
+    /// It is under way until the last frame is taken.
     pub(crate) fn is_answer(&mut self, answer: UnderWay) {
         self.answer = Some(answer);
     }

@@ -44,7 +44,7 @@ impl Closing {
         }
         *connection.lock() = Some(Last {
             _counted: counted,
-            over: None,
+            stage: Stage::Making,
         });
         Some(UnderWay(Arc::clone(connection)))
     }
@@ -61,17 +61,25 @@ pub(crate) struct LastAnswer(Mutex<Option<Last>>);
 
 struct Last {
     _counted: watch::Receiver<()>,
-    over: Option<Instant>,
+    stage: Stage,
 }
 
-/// An answer that is being made and written; over when dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// By the engine, and into HTTP's frames.
+    Making,
+    /// Out of the buffers of HTTP and TLS, as fast as the client takes it.
+    Writing,
+    /// Since then it is in the buffers of kernel and host.
+    Written(Instant),
+}
+
+/// An answer that is being made; dropped with its last frame.
 pub(crate) struct UnderWay(Arc<LastAnswer>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(last) = &mut *self.0.lock() {
-            last.over = Some(Instant::now());
-        }
+        self.0.advance(Stage::Making, Stage::Writing);
     }
 }
 
@@ -81,18 +89,67 @@ impl LastAnswer {
         *self.lock() = None;
     }
 
-    /// Whether some of it may not be with the client yet: what was written lies in buffers of guest and host, not
-    /// longer than `in_buffers`. If not, it is not waited for any more.
+    /// All that HTTP and TLS had is written.
+    pub(crate) fn flushed(&self) {
+        self.advance(Stage::Writing, Stage::Written(Instant::now()));
+    }
+
+    /// Whether some of it may not be with the client yet: of what was written, nothing is left on the way after
+    /// `in_buffers`. If not, it is not waited for any more.
     pub(crate) fn is_on_its_way(&self, in_buffers: Duration) -> bool {
         let mut last = self.lock();
-        let on_its_way = |last: &Last| last.over.is_none_or(|over| over.elapsed() < in_buffers);
-        if !last.as_ref().is_some_and(on_its_way) {
+        let on_its_way = last.as_ref().is_some_and(|last| match last.stage {
+            Stage::Making | Stage::Writing => true,
+            Stage::Written(since) => since.elapsed() < in_buffers,
+        });
+        if !on_its_way {
             *last = None;
         }
-        last.is_some()
+        on_its_way
+    }
+
+    fn advance(&self, from: Stage, to: Stage) {
+        if let Some(last) = &mut *self.lock()
+            && last.stage == from
+        {
+            last.stage = to;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Last>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_on_its_way_until_it_is_made_and_written_and_some_time_has_passed() {
+        const LONG: Duration = Duration::from_secs(3_600);
+        let (closing, connection) = (Closing::default(), Arc::<LastAnswer>::default());
+        assert!(!connection.is_on_its_way(LONG), "nothing was asked");
+
+        let under_way = closing.answer(&connection);
+        connection.flushed();
+        assert!(connection.is_on_its_way(Duration::ZERO), "the head was written");
+        drop(under_way);
+        assert!(
+            connection.is_on_its_way(Duration::ZERO),
+            "its client reads slowly"
+        );
+        connection.flushed();
+        assert!(connection.is_on_its_way(LONG), "it is in the kernel's buffers");
+        assert_eq!(closing.answers.receiver_count(), 1);
+        assert!(!connection.is_on_its_way(Duration::ZERO));
+        assert_eq!(closing.answers.receiver_count(), 0, "it is not waited for");
+
+        let _under_way = closing.answer(&connection);
+        connection.taken();
+        assert!(!connection.is_on_its_way(LONG));
+        closing.begin();
+        assert!(closing.answer(&connection).is_none());
+        assert_eq!(closing.answers.receiver_count(), 0);
     }
 }

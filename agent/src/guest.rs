@@ -25,8 +25,8 @@ use crate::{
     transport::{Dial, Listen},
 };
 
-/// For records, after the last request has ended.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(15);
+/// For records, after the last request has ended. The launcher waits for ten seconds beyond the grace.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(8);
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
 /// Why a guest stopped serving without being asked to.

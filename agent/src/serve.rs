@@ -82,8 +82,8 @@ pub struct Deadlines {
     pub body: Duration,
     /// How long a peer may take nothing of what is written to it.
     pub write: Duration,
-    /// How long what was written of an answer may lie in buffers: at the end of a connection, so long is waited for
-    /// its other side to end it, too.
+    /// How long what was written of an answer may be on its way to the client: at the end of a connection, so long is
+    /// waited for its other side to end it, too.
     pub close: Duration,
     /// How long the host's word on a grant's credit is used before it is asked again. Less than the time before a
     /// grant's expiry at which the host gives no more credit, or what is served in between is never paid.
@@ -189,7 +189,9 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
         place.spoke();
     }
     let tls = SharedTls::new(tls);
-    let wire = Wire::new(tls.clone(), write);
+    let last_answer = Arc::<LastAnswer>::default();
+    let wire = |tls| Wire::new(tls, write, Arc::clone(&last_answer));
+    let io = TokioIo::new(wire(tls.clone()));
     let keep_alive = place.is_some();
     let session = Arc::new(Session {
         service,
@@ -197,7 +199,7 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
         identity,
         place,
         grant: Mutex::new(None),
-        last_answer: Arc::default(),
+        last_answer: Arc::clone(&last_answer),
     });
     let handle = {
         let session = Arc::clone(&session);
@@ -212,7 +214,7 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
         .keep_alive(keep_alive)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(wire), handle);
+        .serve_connection(io, handle);
     let mut connection = pin!(connection);
     // What goes wrong with a connection is between the client and us; there is nothing to log.
     let ended = tokio::select! {
@@ -223,9 +225,8 @@ async fn serve_connection(service: Arc<Service>, stream: BoxStream, place: Optio
         }
     };
     if ended.is_ok() && session.last_answer.is_on_its_way(close) {
-        // The guest's buffers end with it. The other side closes when it has read to the end.
-        let rest = &mut Wire::new(session.tls.clone(), write);
-        let _ = timeout(close, copy(rest, &mut sink())).await;
+        // The guest's buffers end with it. The launcher closes when it has read to the end, or the client does.
+        let _ = timeout(close, copy(&mut wire(session.tls.clone()), &mut sink())).await;
     }
 }
 

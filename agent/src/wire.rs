@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::transport::BoxStream;
+use crate::{closing::LastAnswer, transport::BoxStream};
 
 /// The TLS stream, used by HTTP for its bytes and by handlers for its exporter. The lock is held only within
 /// one poll.
@@ -52,14 +52,17 @@ impl SharedTls {
 pub(crate) struct Wire {
     tls: SharedTls,
     write_deadline: Duration,
+    last_answer: Arc<LastAnswer>,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Wire {
-    pub(crate) fn new(tls: SharedTls, write_deadline: Duration) -> Self {
+    /// `last_answer` is told when everything is written.
+    pub(crate) fn new(tls: SharedTls, write_deadline: Duration, last_answer: Arc<LastAnswer>) -> Self {
         Self {
             tls,
             write_deadline,
+            last_answer,
             stalled: None,
         }
     }
@@ -94,6 +97,9 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = self.tls.poll(|tls| tls.poll_flush(cx));
+        if let Poll::Ready(Ok(())) = flushed {
+            self.last_answer.flushed();
+        }
         self.in_time(cx, flushed)
     }
 

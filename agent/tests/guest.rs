@@ -31,6 +31,15 @@ use world::{INPUT_TOKENS, NONCE, World, chat_body, events, wait_for};
 /// More than any test takes.
 const GRACE: Duration = Duration::from_secs(600);
 
+/// A guest that waits for the client's close as long as it takes.
+async fn patient_world() -> World {
+    let deadlines = Deadlines {
+        close: GRACE,
+        ..Deadlines::default()
+    };
+    World::start_with(4, deadlines).await
+}
+
 fn parse(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
 }
@@ -312,7 +321,7 @@ async fn a_record_is_kept_until_the_host_has_stored_it() {
 
 #[tokio::test]
 async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
-    let mut world = World::start().await;
+    let mut world = patient_world().await;
     let (mut client, _) = world.paying_client().await;
     let body = chat_body("wait", &json!({"stream": true}));
     let response = client.open("POST", "/v1/chat/completions", body).await;
@@ -339,7 +348,7 @@ async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
 
 #[tokio::test]
 async fn what_was_answered_just_before_a_shutdown_is_waited_for() {
-    let mut world = World::start().await;
+    let mut world = patient_world().await;
     let (mut client, _) = world.paying_client().await;
     let body = chat_body("count 2", &json!({"stream": true}));
     let unread = client.open("POST", "/v1/chat/completions", body).await;
