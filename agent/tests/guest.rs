@@ -274,8 +274,7 @@ async fn a_request_that_the_engine_refuses_is_the_clients_fault_and_free() {
 async fn a_client_that_leaves_pays_for_what_was_generated() {
     let world = World::start().await;
     let (mut client, _) = world.paying_client().await;
-    let body = chat_body("hang", &json!({"stream": true}));
-    let response = client.open("POST", "/v1/chat/completions", body).await;
+    let response = client.stream("hang").await;
     assert_eq!(response.status(), StatusCode::OK);
     drop((response, client));
     let records = world.records(1).await;
@@ -323,8 +322,7 @@ async fn a_record_is_kept_until_the_host_has_stored_it() {
 async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
     let mut world = patient_world().await;
     let (mut client, _) = world.paying_client().await;
-    let body = chat_body("wait", &json!({"stream": true}));
-    let response = client.open("POST", "/v1/chat/completions", body).await;
+    let response = client.stream("wait").await;
     let (mut other, _) = world.paying_client().await;
     world.shut_down(GRACE).await;
     let (status, refusal) = other.chat("count 1", json!({})).await;
@@ -350,8 +348,7 @@ async fn a_shutdown_lets_requests_finish_and_hands_over_their_records() {
 async fn what_was_answered_just_before_a_shutdown_is_waited_for() {
     let mut world = patient_world().await;
     let (mut client, _) = world.paying_client().await;
-    let body = chat_body("count 2", &json!({"stream": true}));
-    let unread = client.open("POST", "/v1/chat/completions", body).await;
+    let unread = client.stream("count 2").await;
     world.records(1).await;
     // So that it is over for HTTP.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -370,19 +367,18 @@ async fn a_client_that_never_takes_its_answer_holds_up_a_shutdown_only_so_long()
     };
     let mut world = World::start_with(4, deadlines).await;
     let (mut client, _) = world.paying_client().await;
-    let body = chat_body("wait", &json!({"stream": true}));
-    let _unread = client.open("POST", "/v1/chat/completions", body).await;
+    let _unread = client.stream("wait").await;
     world.shut_down(GRACE).await;
     world.script.go.notify_one();
     world.ended().await;
+    assert_eq!(world.host.records.lock().unwrap().len(), 1, "it is charged");
 }
 
 #[tokio::test]
 async fn an_answer_that_takes_longer_than_the_grace_is_cut_off() {
     let mut world = World::start().await;
     let (mut client, _) = world.paying_client().await;
-    let body = chat_body("hang", &json!({"stream": true}));
-    let _hanging = client.open("POST", "/v1/chat/completions", body).await;
+    let _hanging = client.stream("hang").await;
     world.shut_down(Duration::from_millis(100)).await;
     world.ended().await;
 }
@@ -396,8 +392,7 @@ async fn a_client_that_has_its_answer_is_told_that_the_node_shuts_down() {
     let mut world = World::start_with(4, deadlines).await;
     let ((mut client, _), (mut hanging, _)) = (world.paying_client().await, world.paying_client().await);
     client.chat("count 2", json!({})).await;
-    let body = chat_body("wait", &json!({"stream": true}));
-    let _held_up = hanging.open("POST", "/v1/chat/completions", body).await;
+    let _held_up = hanging.stream("wait").await;
     world.shut_down(GRACE).await;
     let (status, refusal) = client.chat("count 1", json!({})).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

@@ -102,6 +102,12 @@ impl Client {
         (status, serde_json::from_slice(&body).unwrap())
     }
 
+    /// A streamed answer of which nothing but the head is read.
+    pub(crate) async fn stream(&mut self, prompt: &str) -> Response<Incoming> {
+        let body = chat_body(prompt, &json!({"stream": true}));
+        self.open("POST", "/v1/chat/completions", body).await
+    }
+
     pub(crate) async fn chat(&mut self, prompt: &str, more: Value) -> (StatusCode, Bytes) {
         self.send("POST", "/v1/chat/completions", chat_body(prompt, &more))
             .await
