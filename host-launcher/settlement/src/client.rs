@@ -4,6 +4,8 @@
 //! is not proven). Writing sends a signed message and then reads until its effect is there: a server's word that
 //! it took a message is a hint, the account's state is the fact.
 
+mod reading;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,8 +18,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use ton_liteapi::tl::{
-    common::{AccountId, Int256},
-    request::{GetAccountState, Request, SendMessage},
+    request::{Request, SendMessage},
     response::Response,
 };
 use tycho_types::models::Account;
@@ -30,7 +31,6 @@ use crate::{
         withdraw_message,
     },
     local::genesis::{GIVE_NANO_MAX, give_message, giver_address},
-    proof,
 };
 
 /// How long a write waits for its effect. On mainnet a message takes 5 to 20 s.
@@ -247,7 +247,7 @@ impl ChainClient {
     /// # Errors
     /// [`ChainError::Refused`] with the contract's exit code, and see [`ChainError`].
     pub async fn submit(&self, voucher: &SignedVoucher) -> Result<(), ChainError> {
-        let sent = self.send(settle_message(voucher)).await?;
+        let (_, sent) = self.send(settle_message(voucher)).await?;
         sent.map_err(|text| refused("submit the voucher", exit_code(&text)))
     }
 
@@ -289,11 +289,7 @@ impl ChainClient {
             operation: OPERATION,
             reason: format!("the system gives no random numbers: {error}"),
         })?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let valid_until = u32::try_from(now + GIVE_LIFETIME_S).unwrap_or(u32::MAX);
+        let valid_until = u32::try_from(now_s() + GIVE_LIFETIME_S).unwrap_or(u32::MAX);
         let message = give_message(address, nano, valid_until, u64::from_be_bytes(salt));
         self.send_until(OPERATION, message, address, |account| {
             let balance = read_balance(account)?;
@@ -313,20 +309,36 @@ impl ChainClient {
         effect: impl Fn(Option<&Account>) -> Result<Option<T>, ChainError>,
     ) -> Result<T, ChainError> {
         let started = Instant::now();
-        if let Err(text) = self.send(message).await? {
+        let (server, sent) = self.send(message).await?;
+        let seen = match sent {
+            Ok(()) => self.watch(operation, started, address, effect).await,
             // The same message may have been taken before, by another server or another run.
-            if let Some(found) = effect(self.account(address).await?.as_ref())? {
-                return Ok(found);
-            }
-            return Err(match exit_code(&text) {
-                Some(code) => refused(operation, Some(code)),
-                None => ChainError::Refused {
-                    operation,
-                    exit_code: None,
-                    meaning: format!("the liteserver says: {text}"),
-                },
-            });
+            Err(text) => match effect(self.account(address).await?.as_ref())? {
+                Some(found) => Ok(found),
+                None => Err(match exit_code(&text) {
+                    Some(code) => refused(operation, Some(code)),
+                    None => ChainError::Refused {
+                        operation,
+                        exit_code: None,
+                        meaning: format!("the liteserver says: {text}"),
+                    },
+                }),
+            },
+        };
+        if seen.as_ref().is_err_and(may_be_the_servers_fault) {
+            self.connection.lock().await.leave_server(server);
         }
+        seen
+    }
+
+    /// Looks at an account until `effect` is there.
+    async fn watch<T>(
+        &self,
+        operation: &'static str,
+        started: Instant,
+        address: &AccountAddress,
+        effect: impl Fn(Option<&Account>) -> Result<Option<T>, ChainError>,
+    ) -> Result<T, ChainError> {
         let mut pause = POLL_MIN;
         loop {
             if let Some(found) = effect(self.account(address).await?.as_ref())? {
@@ -341,60 +353,16 @@ impl ChainClient {
         }
     }
 
-    /// The inner error is what the server says against the message.
-    async fn send(&self, body: Vec<u8>) -> Result<Result<(), String>, ChainError> {
+    /// Which server was asked, and what it says against the message.
+    async fn send(&self, body: Vec<u8>) -> Result<(usize, Result<(), String>), ChainError> {
         let request = Request::SendMessage(SendMessage { body });
-        match self.connection.lock().await.ask(request).await? {
-            Response::SendMsgStatus(_) => Ok(Ok(())),
-            Response::Error(error) => Ok(Err(error_text(&error))),
-            _ => Err(unexpected("sendMessage")),
-        }
-    }
-
-    /// An account as of the last block, proven against it.
-    async fn account(&self, address: &AccountAddress) -> Result<Option<Account>, ChainError> {
         let mut connection = self.connection.lock().await;
-        let read = self.read_account(&mut connection, address).await;
-        if let Err(ChainError::BadAnswer { .. } | ChainError::WrongNetwork { .. }) = &read {
-            // The same server would say the same again; whether to ask again is the caller's to say.
-            connection.leave_server();
-        }
-        read
-    }
-
-    async fn read_account(
-        &self,
-        connection: &mut Connection,
-        address: &AccountAddress,
-    ) -> Result<Option<Account>, ChainError> {
-        const REQUEST: &str = "getAccountState";
-        let last = match connection.ask(Request::GetMasterchainInfo).await? {
-            Response::MasterchainInfo(info) => info.last,
-            Response::Error(error) => return Err(server_error("getMasterchainInfo", &error)),
-            _ => return Err(unexpected("getMasterchainInfo")),
+        let sent = match connection.ask(request).await? {
+            Response::SendMsgStatus(_) => Ok(()),
+            Response::Error(error) => Err(error_text(&error)),
+            _ => return Err(unexpected("sendMessage")),
         };
-        let account = AccountId {
-            workchain: 0,
-            id: Int256(*address.0.as_bytes()),
-        };
-        let state = match connection
-            .ask(Request::GetAccountState(GetAccountState { id: last, account }))
-            .await?
-        {
-            Response::AccountState(state) => state,
-            Response::Error(error) => return Err(server_error(REQUEST, &error)),
-            _ => return Err(unexpected(REQUEST)),
-        };
-        let block = Digest32(state.shardblk.root_hash.0);
-        let proven = proof::check(&block, address, &state.proof, &state.state)
-            .map_err(|error| bad_answer(REQUEST, &error))?;
-        if proven.network != self.network.0 {
-            return Err(ChainError::WrongNetwork {
-                expected: self.network.0,
-                found: proven.network,
-            });
-        }
-        Ok(proven.account)
+        Ok((connection.server(), sent))
     }
 
     fn check_network(&self, operation: &'static str, network: NetworkId) -> Result<(), ChainError> {
@@ -407,6 +375,11 @@ impl ChainClient {
         );
         Err(ChainError::Invalid { operation, reason })
     }
+}
+
+fn now_s() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }
 
 fn read_balance(account: Option<&Account>) -> Result<u64, ChainError> {
@@ -428,6 +401,15 @@ fn exit_code(text: &str) -> Option<i32> {
         .find(|c: char| c != '-' && !c.is_ascii_digit())
         .unwrap_or(after.len());
     after[..end].parse().ok()
+}
+
+/// Whether another server may bring a message to the chain that this one did not: one that is not synchronized
+/// or limits our rate, or that swallowed it.
+fn may_be_the_servers_fault(error: &ChainError) -> bool {
+    matches!(
+        error,
+        ChainError::Timeout { .. } | ChainError::Refused { exit_code: None, .. }
+    )
 }
 
 fn refused(operation: &'static str, exit_code: Option<i32>) -> ChainError {
@@ -456,10 +438,6 @@ fn unexpected(request: &'static str) -> ChainError {
     bad_answer(request, &"an answer to something else")
 }
 
-fn server_error(request: &'static str, error: &ton_liteapi::tl::response::Error) -> ChainError {
-    bad_answer(request, &format!("the liteserver says: {}", error_text(error)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -477,6 +455,21 @@ mod tests {
         spawnable(client.settle(voucher));
         spawnable(client.withdraw(order));
         spawnable(client.request_faucet(&order.withdrawal.contract, 1));
+    }
+
+    #[test]
+    fn only_what_another_server_may_do_better_makes_it_leave_one() {
+        let timeout = ChainError::Timeout {
+            operation: "settle",
+            waited_s: 60,
+        };
+        for (error, is_left) in [
+            (timeout, true),
+            (refused("settle", None), true),
+            (refused("settle", Some(214)), false),
+        ] {
+            assert_eq!(may_be_the_servers_fault(&error), is_left, "{error}");
+        }
     }
 
     #[test]

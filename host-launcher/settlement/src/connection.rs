@@ -23,7 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pings and answers to abandoned requests that are skipped while waiting for an answer.
 const SKIPPED_MAX: usize = 16;
 
-/// At most so many servers are tried for one request.
+/// At most so many servers are tried for one answer.
 const SERVERS_MAX: usize = 8;
 
 /// A connection that is made when first needed and made anew, to the next server, when it fails.
@@ -87,10 +87,23 @@ impl Connection {
         })
     }
 
-    /// Leaves a server whose answer is of no use; the next request goes to the next one.
-    pub(crate) fn leave_server(&mut self) {
-        self.peer = None;
-        self.server = (self.server + 1) % self.config.liteservers().len();
+    /// How many servers are tried for one answer.
+    pub(crate) fn servers(&self) -> usize {
+        self.config.liteservers().len().min(SERVERS_MAX)
+    }
+
+    /// The server that gave the last answer.
+    pub(crate) fn server(&self) -> usize {
+        self.server
+    }
+
+    /// Leaves a server whose answer is of no use; the next request goes to the next one. If several callers find
+    /// that of the same server, it is left once.
+    pub(crate) fn leave_server(&mut self, server: usize) {
+        if self.server == server {
+            self.peer = None;
+            self.server = (server + 1) % self.config.liteservers().len();
+        }
     }
 }
 
@@ -153,6 +166,21 @@ pub(crate) fn error_text(error: &response::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_fails_several_callers_is_left_once() {
+        let config = r#"{"liteservers": [SERVER, SERVER]}"#.replace(
+            "SERVER",
+            r#"{"ip": 1, "port": 1, "id": {"@type": "pub.ed25519", "key": "n4VDnSCUuSpjnCyUk9e3QOOd6o0ItSWYbTnW3Wnn8wk="}}"#,
+        );
+        let mut connection = Connection::new(GlobalConfig::parse(config.as_bytes()).unwrap());
+        assert_eq!(connection.servers(), 2);
+        connection.leave_server(0);
+        connection.leave_server(0);
+        assert_eq!(connection.server(), 1);
+        connection.leave_server(1);
+        assert_eq!(connection.server(), 0);
+    }
 
     #[test]
     fn hostile_error_texts_do_not_panic_and_are_cut() {

@@ -75,6 +75,13 @@ const ERRORS: &[(i32, &str)] = &[
     (0xffff, "the contract does not know this operation"),
 ];
 
+/// No deposit has more grants. The contract locks one only in a dictionary whose cells are at most 12 deep, of
+/// which a grant's terms take one: so at most 2^11 were there before it.
+const GRANTS_MAX: usize = (1 << 11) + 1;
+
+/// [`cocoon_protocol::Grant::signed_bytes`], as the contract keeps them.
+const TERMS_BITS: u16 = 124 * 8;
+
 const GRANT_TAG: u32 = 0xc0c0_0001;
 const VOUCHER_TAG: u32 = 0xc0c0_0002;
 const WITHDRAWAL_TAG: u32 = 0xc0c0_0003;
@@ -236,13 +243,19 @@ impl DepositState {
         if !data.is_empty() {
             return Err(Error::InvalidData);
         }
+        // Cells that are referenced twice can make a dictionary of a few KB without end.
         let grants = grants
             .iter()
+            .take(GRANTS_MAX + 1)
             .map(|entry| {
                 let (id, mut value) = entry?;
-                Ok((Digest32(id.0), GrantState::read(&mut value)?))
+                let id = Digest32(id.0);
+                Ok((id, GrantState::read(&id, &mut value)?))
             })
-            .collect::<Result<_, Error>>()?;
+            .collect::<Result<Vec<_>, Error>>()?;
+        if grants.len() > GRANTS_MAX {
+            return Err(Error::InvalidData);
+        }
         Ok(Some(Self {
             network,
             owner,
@@ -263,13 +276,18 @@ impl DepositState {
 }
 
 impl GrantState {
-    fn read(entry: &mut CellSlice<'_>) -> Result<Self, Error> {
+    /// Reads the entry under `id`: its terms are those that the owner signed, whatever the server says.
+    fn read(id: &Digest32, entry: &mut CellSlice<'_>) -> Result<Self, Error> {
         let served = TokenCounts {
             input: entry.load_u64()?,
             output: entry.load_u64()?,
         };
         let paid_nano = entry.load_u64()?;
         let mut terms = entry.load_reference_as_slice()?;
+        let mut signed = [0; TERMS_BITS as usize / 8];
+        if Digest32::of(terms.get_raw(0, &mut signed, TERMS_BITS)?) != *id {
+            return Err(Error::InvalidData);
+        }
         // Tag, network and contract are those of the deposit itself: it has checked them.
         terms.skip_first(32 + 32 + 256, 0)?;
         Ok(Self {
@@ -362,37 +380,4 @@ pub(crate) fn external(to: &AccountAddress, init: Option<StateInit>, body: Cell)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_committed_hash_is_the_codes() {
-        assert_eq!(
-            include_str!("../contract/deposit.hash").trim_end(),
-            deposit_code().hash.to_string()
-        );
-    }
-
-    #[test]
-    fn the_agents_arithmetic_yields_the_state_inits_hash() {
-        for (network, owner) in [(NetworkId::LOCAL, [1; 32]), (NetworkId::MAINNET, [0xfe; 32])] {
-            let state = CellBuilder::build_from(initial_state(network, &owner)).unwrap();
-            let address = deposit_code().deposit_address(network, &owner);
-            assert_eq!(address.0.as_bytes(), &state.repr_hash().0);
-        }
-    }
-
-    #[test]
-    fn withdrawals_fit_one_tvm_slice() {
-        let withdrawal = Withdrawal {
-            network: NetworkId::LOCAL,
-            contract: AccountAddress(Digest32::ZERO),
-            seqno: 0,
-            valid_until_s: 0,
-            destination: AccountAddress(Digest32::ZERO),
-            amount_nano: 0,
-            release: None,
-        };
-        assert_eq!(withdrawal.signed_bytes().len(), 120);
-    }
-}
+mod tests;

@@ -7,9 +7,10 @@
 //!
 //! What is trusted: the contract's code, which runs in a real TVM everywhere. The liteserver is not trusted with
 //! money, since every message is signed, nor with an account's content, which is checked by Merkle proof against
-//! the block that it names. It is trusted with naming the right block: neither validator signatures nor the link
-//! from the shard's block to the masterchain are checked yet, so ask a liteserver of your own, or several, where
-//! a lie about the deposit's state would cost you.
+//! the block that it names, nor with a grant's terms, whose hash is the grant's id. One that stands still or brings
+//! no message to the chain is left for the next. It is trusted with naming the right block: neither validator
+//! signatures nor the link from the shard's block to the masterchain are checked yet, so ask a liteserver of your
+//! own, or several, where a lie about the deposit's state would cost you.
 //!
 //! [`Grant`]: cocoon_protocol::Grant
 

@@ -33,6 +33,8 @@ pub(crate) enum ProofError {
 pub(crate) struct ProvenAccount {
     /// `global_id` of the block.
     pub(crate) network: i32,
+    /// When the state was made, seconds since 1970.
+    pub(crate) gen_utime_s: u32,
     /// `None` if the state proves that there is no such account.
     pub(crate) account: Option<Account>,
 }
@@ -57,8 +59,8 @@ pub(crate) fn check(
         return Err(ProofError::State);
     }
     let state_root = Cell::virtualize(state_proof.cell);
-    let accounts = state_root.parse::<ShardStateUnsplit>()?.load_accounts()?;
-    let proven = accounts.get(HashBytes(*address.0.as_bytes()))?;
+    let shard = state_root.parse::<ShardStateUnsplit>()?;
+    let proven = shard.load_accounts()?.get(HashBytes(*address.0.as_bytes()))?;
     let account = match (proven, state.is_empty()) {
         (None, true) => None,
         (Some((_, proven)), false) => {
@@ -72,6 +74,7 @@ pub(crate) fn check(
     };
     Ok(ProvenAccount {
         network: block.global_id,
+        gen_utime_s: shard.gen_utime,
         account,
     })
 }
@@ -126,6 +129,7 @@ mod tests {
         let answer = ask(&chain, &somebody());
         let proven = check(&answer.block, &somebody(), &answer.proof, &answer.state).unwrap();
         assert_eq!(proven.network, cocoon_protocol::NetworkId::LOCAL.0);
+        assert_eq!(proven.gen_utime_s, NOW_S);
         assert_eq!(proven.account.unwrap().balance.tokens.into_inner(), 1_000);
         let nobody = AccountAddress(Digest32::of(b"nobody"));
         let answer = ask(&chain, &nobody);

@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
+    future::ready,
     net::SocketAddr,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,8 +31,11 @@ use tokio::{
 };
 use ton_liteapi::tl::{
     adnl::Message,
+    common::Int256,
+    request::{LiteQuery, Request, WrappedRequest},
     response::{self, Response},
 };
+use tycho_types::{boc::Boc, merkle::MerkleProof, prelude::*};
 
 const TON: u64 = 1_000_000_000;
 
@@ -98,8 +106,18 @@ fn config_of(servers: &[Liteserver]) -> GlobalConfig {
     GlobalConfig::parse(serde_json::json!({"liteservers": servers}).to_string().as_bytes()).unwrap()
 }
 
-/// A liteserver that has only errors to tell, to one client after the other.
-async fn serve_errors() -> Liteserver {
+fn error(message: &str) -> Response {
+    Response::Error(response::Error {
+        code: 0,
+        message: message.into(),
+    })
+}
+
+/// A liteserver that answers one client after the other, as it is told.
+async fn serve_fake<F>(answer: impl Fn(Request) -> F + Send + 'static) -> Liteserver
+where
+    F: Future<Output = Response> + Send,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let SocketAddr::V4(address) = listener.local_addr().unwrap() else {
         unreachable!("bound to IPv4")
@@ -109,13 +127,10 @@ async fn serve_errors() -> Liteserver {
         while let Ok((stream, _)) = listener.accept().await {
             let mut peer = AdnlPeer::handle_handshake(stream, |_| Some(keys)).await.unwrap();
             while let Some(Ok(packet)) = peer.next().await {
-                let Ok(Message::Query { query_id, .. }) = tl_proto::deserialize::<Message>(&packet) else {
+                let Ok(Message::Query { query_id, query }) = tl_proto::deserialize::<Message>(&packet) else {
                     break;
                 };
-                let answer = Response::Error(response::Error {
-                    code: 0,
-                    message: "out of sync".into(),
-                });
+                let answer = answer(query.wrapped_request.request).await;
                 let answer = Message::Answer { query_id, answer };
                 peer.send(tl_proto::serialize(answer).into()).await.unwrap();
             }
@@ -125,6 +140,48 @@ async fn serve_errors() -> Liteserver {
         address,
         key: keys.public_key.to_bytes(),
     }
+}
+
+/// What a true liteserver answers.
+async fn forward(to: Liteserver, request: Request) -> Response {
+    let mut peer = AdnlPeer::connect(to.key, to.address).await.unwrap();
+    let query = Message::Query {
+        query_id: Int256([0; 32]),
+        query: LiteQuery {
+            wrapped_request: WrappedRequest {
+                wait_masterchain_seqno: None,
+                request,
+            },
+        },
+    };
+    peer.send(tl_proto::serialize(query).into()).await.unwrap();
+    let packet = peer.next().await.unwrap().unwrap();
+    match tl_proto::deserialize::<Message>(&packet) {
+        Ok(Message::Answer { answer, .. }) => answer,
+        other => unreachable!("{other:?}"),
+    }
+}
+
+/// The same account on testnet: the block's root cell names the network.
+fn on_testnet(answer: Response) -> Response {
+    let Response::AccountState(mut state) = answer else {
+        return answer;
+    };
+    let (block_proof, state_proof) = Boc::decode_pair(&state.proof).unwrap();
+    let block = block_proof.parse_exotic::<MerkleProof>().unwrap().cell;
+    // tag:uint32 global_id:int32
+    let mut rest = block.as_slice().unwrap();
+    let tag = rest.load_u32().unwrap();
+    rest.load_u32().unwrap();
+    let cell = CellBuilder::build_from((tag, NetworkId::TESTNET.0.cast_unsigned(), rest)).unwrap();
+    state.shardblk.root_hash = Int256(cell.hash(0).0);
+    let block_proof = MerkleProof {
+        hash: *cell.hash(0),
+        depth: cell.depth(0),
+        cell,
+    };
+    state.proof = Boc::encode_pair((CellBuilder::build_from(block_proof).unwrap(), state_proof));
+    Response::AccountState(state)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,7 +360,7 @@ async fn the_next_call_leaves_a_server_that_was_given_up_and_one_whose_answer_is
     let config = config_of(&[
         first.global_config().liteservers()[0],
         silent,
-        serve_errors().await,
+        serve_fake(|_| ready(error("out of sync"))).await,
         last.global_config().liteservers()[0],
     ]);
     let chain = ChainClient::connect(&config, NetworkId::LOCAL).await.unwrap();
@@ -318,6 +375,69 @@ async fn the_next_call_leaves_a_server_that_was_given_up_and_one_whose_answer_is
     );
     let balance = timeout(PATIENCE, chain.balance(&deposit())).await;
     assert!(matches!(balance, Ok(Ok(0))), "{balance:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_takes_no_message_is_left_for_the_next_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path()).await;
+    let chain = connect(&server).await;
+    chain.request_faucet(&deposit(), 3 * TON).await.unwrap();
+    let grant = grant();
+    chain.lock_grant(&grant.clone().sign(&owner())).await.unwrap();
+
+    let good = server.global_config().liteservers()[0];
+    let reader = serve_fake(move |request| async move {
+        match request {
+            Request::SendMessage(_) => error("not ready"),
+            request => forward(good, request).await,
+        }
+    });
+    let config = config_of(&[reader.await, good]);
+    let chain = ChainClient::connect(&config, NetworkId::LOCAL).await.unwrap();
+    let voucher = voucher(&grant, 50, 100);
+    let refused = chain.settle(&voucher).await.unwrap_err();
+    assert!(
+        matches!(refused, ChainError::Refused { exit_code: None, .. }),
+        "{refused}"
+    );
+    let settled = chain.settle(&voucher).await.unwrap();
+    assert_eq!(settled.paid_nano, TON * 35 / 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_is_left_for_the_next_one() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    // Its only block is the genesis, of 2026-01-01.
+    let still = serve(dirs[0].path()).await;
+    let moving = serve(dirs[1].path()).await;
+    connect(&moving)
+        .await
+        .request_faucet(&deposit(), TON)
+        .await
+        .unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let fake = |server: &LocalChainHandle, asked: Arc<AtomicUsize>| {
+        let server = server.global_config().liteservers()[0];
+        serve_fake(move |request| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            async move { on_testnet(forward(server, request).await) }
+        })
+    };
+    let moving = fake(&moving, Arc::default()).await;
+    let still = fake(&still, asked.clone()).await;
+
+    let config = config_of(&[still, moving]);
+    let chain = ChainClient::connect(&config, NetworkId::TESTNET).await.unwrap();
+    assert_eq!(chain.balance(&deposit()).await.unwrap(), TON);
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "two requests make a look");
+
+    let error = ChainClient::connect(&config_of(&[still, still]), NetworkId::TESTNET)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ChainError::BadAnswer { .. }), "{error}");
+    assert!(error.to_string().contains("clock"), "{error}");
+    assert_eq!(asked.load(Ordering::Relaxed), 2 + 4, "each server once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
