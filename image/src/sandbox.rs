@@ -1,8 +1,8 @@
 //! Runs programs inside the builder root, cut off from this machine.
 //!
-//! They see the root (read-only), what is bound into it, an empty network, their own processes and an
-//! environment that is spelled out. `unshare` of util-linux makes user, network, mount, process and IPC
-//! namespaces, so neither root nor a daemon is needed, and works the same for root; the second half,
+//! They see the root (read-only), what is bound into it, an empty network, their own processes, a machine name
+//! that is always the same and an environment that is spelled out. `unshare` of util-linux makes user, network, mount, process,
+//! IPC and UTS namespaces, so neither root nor a daemon is needed, and works the same for root; the second half,
 //! [`enter`], runs inside them as this program's own hidden subcommand. The kernel has to allow unprivileged
 //! user namespaces, or the build has to run as root.
 //!
@@ -20,7 +20,7 @@ use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
     sys::statvfs::{FsFlags, statvfs},
-    unistd::{chdir, chroot},
+    unistd::{chdir, chroot, sethostname},
 };
 
 /// Where the build happens; the only place in the root that can be written and keeps what is written.
@@ -41,6 +41,8 @@ pub const SUBCOMMAND: &str = "enter";
 
 const DEVICES: [&str; 4] = ["null", "zero", "random", "urandom"];
 const PATH: &str = "/rust/bin:/usr/bin:/usr/sbin";
+/// The machine's name inside: many build systems note it down.
+const HOST_NAME: &str = "builder";
 /// 2026-01-01, in everything that insists on a date.
 pub const SOURCE_DATE_EPOCH: &str = "1767225600";
 
@@ -79,6 +81,9 @@ pub enum EnterError {
         /// Why.
         source: io::Error,
     },
+    /// The namespace's own name was refused.
+    #[error("cannot name the machine {HOST_NAME} inside")]
+    Name(#[source] io::Error),
     /// The program is not in the root.
     #[error("cannot run {program} in {}", root.display())]
     Start {
@@ -98,7 +103,7 @@ impl Sandbox {
         let mut command = Command::new("unshare");
         command
             .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc"])
-            .args(["--fork", "--kill-child=KILL", "--"])
+            .args(["--uts", "--fork", "--kill-child=KILL", "--"])
             .arg(&self.helper)
             .arg(SUBCOMMAND)
             .arg("--root")
@@ -131,6 +136,7 @@ impl Sandbox {
 /// # Errors
 /// See [`EnterError`].
 pub fn enter(root: &Path, binds: &[Bind], command: &[String]) -> Result<ExitStatus, EnterError> {
+    sethostname(HOST_NAME).map_err(|errno| EnterError::Name(errno.into()))?;
     bind(root, root, false)?;
     make_devices(&root.join("dev"))?;
     mount_new("tmpfs", &root.join("tmp"), None)?;

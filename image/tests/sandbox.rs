@@ -127,7 +127,7 @@ fn a_build_cannot_change_the_root_it_runs_in() {
 }
 
 #[test]
-fn a_build_sees_neither_this_machines_files_nor_its_variables_nor_its_processes() {
+fn a_build_sees_neither_this_machines_files_nor_its_variables_processes_or_name() {
     let house = House::new();
     assert!(!house.run("cat /etc/passwd").status.success());
     let outside = house.folder.path().display().to_string();
@@ -142,6 +142,7 @@ fn a_build_sees_neither_this_machines_files_nor_its_variables_nor_its_processes(
         "{variables}"
     );
     assert_eq!(house.succeeds("cd /proc && echo [0-9]*").trim(), "1 2");
+    assert_eq!(house.succeeds("cat /proc/sys/kernel/hostname").trim(), "builder");
 }
 
 #[test]

@@ -133,7 +133,7 @@ pub enum LaunchPlatform {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MachineProfile {
     /// q35 without default devices; on PCIe, in this order: the root disk (virtio-blk, read-only), the model
-    /// disk (virtio-blk, read-only), vsock (virtio); one serial port in dev images; no network.
+    /// disk (virtio-blk, read-only), vsock (virtio); one serial port; no network.
     #[serde(rename = "q35-1")]
     Q35V1,
 }

@@ -47,7 +47,7 @@ pub(crate) enum Collateral {
 
 #[derive(clap::Args)]
 pub(crate) struct Fetch {
-    /// A TDX quote of the platform: raw, hexadecimal, in an evidence bundle or in dstack's JSON.
+    /// A TDX quote of the platform: raw, hexadecimal, in an evidence bundle, a guest's certificate or dstack's JSON.
     #[arg(long, value_name = "FILE")]
     quote: PathBuf,
     /// Where to write the collateral; an existing file is replaced.

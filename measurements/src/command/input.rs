@@ -9,8 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use cocoon_evidence::{EvidenceBundle, Platform};
+use cocoon_evidence::{CertifiedEvidence, EVIDENCE_EXTENSION_OID, EvidenceBundle, Platform};
 use cocoon_measurements::fields::EVIDENCE_BYTES_MAX;
+use x509_parser::{certificate::X509Certificate, der_parser::oid::Oid, prelude::FromDer as _};
 
 /// Reads a file of at most `bytes_max` bytes.
 pub(crate) fn read_bounded(path: &Path, bytes_max: usize) -> Result<Vec<u8>> {
@@ -33,8 +34,8 @@ pub(crate) fn now_s() -> Result<u64> {
     Ok(now.context("the clock is before 1970; set it")?.as_secs())
 }
 
-/// Reads a piece of evidence: raw bytes, the same as hexadecimal text, an evidence bundle of the agent, or a JSON
-/// object that has the bytes as hexadecimal text under `quote` (dstack's guest agent answers so) or in base64
+/// Reads a piece of evidence: raw bytes, the same as hexadecimal text, an evidence bundle of the agent, its TLS
+/// certificate with one inside, or a JSON object that has the bytes as hexadecimal text under `quote` (dstack's guest agent answers so) or in base64
 /// under `evidence` (NVIDIA's SDK does).
 pub(crate) fn read_evidence(path: &Path) -> Result<Vec<u8>> {
     let bytes = read_bounded(path, 2 * EVIDENCE_BYTES_MAX)?;
@@ -63,9 +64,11 @@ pub(crate) fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
             .context("the JSON has no text under `quote` or `evidence`")?;
         return hex::decode(quote.trim()).context("`quote` is not hexadecimal");
     }
-    if let Ok(EvidenceBundle { platform, .. }) = EvidenceBundle::decode(&bytes) {
-        let (Platform::Tdx { quote: evidence } | Platform::Snp { report: evidence }) = platform;
-        return Ok(evidence);
+    if let Ok(bundle) = EvidenceBundle::decode(&bytes) {
+        return Ok(platform_evidence(bundle));
+    }
+    if let Ok((_, certificate)) = X509Certificate::from_der(&bytes) {
+        return certified(&certificate);
     }
     let text: Vec<u8> = bytes
         .iter()
@@ -76,4 +79,59 @@ pub(crate) fn unwrap_evidence(bytes: Vec<u8>) -> Result<Vec<u8>> {
         return hex::decode(&text).context("the hexadecimal text has an odd number of digits");
     }
     Ok(bytes)
+}
+
+fn platform_evidence(bundle: EvidenceBundle) -> Vec<u8> {
+    let (Platform::Tdx { quote: evidence } | Platform::Snp { report: evidence }) = bundle.platform;
+    evidence
+}
+
+fn certified(certificate: &X509Certificate<'_>) -> Result<Vec<u8>> {
+    let oid = Oid::from(&EVIDENCE_EXTENSION_OID).expect("its arcs are small");
+    let extension = certificate.get_extension_unique(&oid)?;
+    let value = extension.context("the certificate carries no evidence")?.value;
+    match CertifiedEvidence::decode(value)? {
+        CertifiedEvidence::Carried(bundle) => Ok(platform_evidence(bundle)),
+        CertifiedEvidence::ByDigest(_) => {
+            bail!("the certificate only names its evidence: give certificate-evidence.cbor beside it instead")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cocoon_evidence::EventLog;
+    use rcgen::{CertificateParams, CustomExtension, KeyPair};
+
+    use super::*;
+
+    fn certificate(extensions: Vec<CustomExtension>) -> Vec<u8> {
+        let mut parameters = CertificateParams::default();
+        parameters.custom_extensions = extensions;
+        let key = KeyPair::generate().unwrap();
+        parameters.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    fn with_evidence(quote_bytes: usize) -> Vec<u8> {
+        let bundle = EvidenceBundle {
+            platform: Platform::Tdx {
+                quote: vec![7; quote_bytes],
+            },
+            events: EventLog::default(),
+            gpu: vec![],
+        };
+        let value = CertifiedEvidence::of(bundle).encode();
+        certificate(vec![CustomExtension::from_oid_content(
+            &EVIDENCE_EXTENSION_OID,
+            value,
+        )])
+    }
+
+    #[test]
+    fn evidence_is_taken_out_of_a_guests_certificate() {
+        assert_eq!(unwrap_evidence(with_evidence(5000)).unwrap(), vec![7; 5000]);
+        let refused = |bytes| unwrap_evidence(bytes).unwrap_err().to_string();
+        assert!(refused(certificate(vec![])).contains("no evidence"));
+        assert!(refused(with_evidence(60_000)).contains("certificate-evidence.cbor"));
+    }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Predict {
     /// manifest.json of the image; firmware, kernel and root file system lie beside it and are checked.
     #[arg(long, value_name = "FILE")]
     manifest: PathBuf,
-    /// LaunchSpec: TOML with platform, machine, vcpus and memory_mib; docs/MEASUREMENTS.md has the other keys.
+    /// LaunchSpec: TOML with platform, machine, vcpus and memory_mib; docs/PREDICTION.md has the other keys.
     #[arg(long, value_name = "FILE")]
     spec: PathBuf,
     /// An initrd that QEMU gets with -initrd; Cocoon's own images have none.

@@ -15,8 +15,10 @@ use super::terms::{Demand, Hold, NvidiaTerms};
 use super::{NvidiaInputs, NvidiaTermsError};
 use crate::judgement::FailureClass::{Policy, Signature, Tcb};
 
-/// NVIDIA's OCSP service does not know the leaf, which the device issues to itself.
-const FIRST_REVOCABLE: usize = 1;
+/// In a device's chain, after the leaf that it issues to the firmware it runs.
+const BOOT_ROM: usize = 1;
+/// NVIDIA's OCSP service does not know the leaf.
+const FIRST_REVOCABLE: usize = BOOT_ROM;
 
 /// A device whose report and chain have the right form.
 pub(super) struct Device<'a> {
@@ -76,7 +78,8 @@ impl Device<'_> {
 pub(super) struct Judged {
     pub(super) rows: Rows,
     pub(super) claims: Map<String, Value>,
-    /// What tells it from others: digest of the leaf's key; `None` if there is no leaf.
+    /// What tells it from others: the key of its boot ROM, which signs another leaf for each firmware; `None` if there
+    /// is none.
     pub(super) identity: Option<Vec<u8>>,
     /// Of its driver and its firmware: which RIM files are for it.
     pub(super) versions: Vec<String>,
@@ -108,8 +111,8 @@ pub(super) fn judge_device(
         }
         _ => Chain::judge(ders, root, &DEVICE_CHAIN_CERTIFICATES, inputs.now_s, &mut rows),
     };
-    let identity = chain.as_ref().and_then(|chain| chain.certificates.first());
-    let identity = identity.map(|leaf| leaf.key_bits().to_vec());
+    let identity = chain.as_ref().and_then(|chain| chain.certificates.get(BOOT_ROM));
+    let identity = identity.map(|boot_rom| boot_rom.key_bits().to_vec());
     let (Ok(report), Some(chain)) = (report, chain) else {
         return Judged {
             rows,
@@ -147,7 +150,12 @@ fn judge_parts(
     judge_nonce(evidence, &report, inputs.nonce, rows);
     let terms = inputs.policy;
     let revocation = RevocationCheck::new(responses, terms);
-    revocation.judge(chain, FIRST_REVOCABLE, inputs.now_s, rows);
+    // What the policy says of holds is about the signers of new RIM files: a GPU on hold is one that was reported.
+    let of_device = RevocationCheck {
+        hold_accepted: false,
+        ..revocation
+    };
+    of_device.judge(chain, FIRST_REVOCABLE, inputs.now_s, rows);
     let chip = identity::chip(chain);
     let architecture = chip.as_deref().and_then(Architecture::from_chip);
     judge_architecture(evidence, chip.as_deref(), architecture, rows);

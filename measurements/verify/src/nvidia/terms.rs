@@ -37,7 +37,7 @@ pub struct NvidiaTerms {
     pub rims: Demand,
     /// Whether OCSP responses for all certificates have to be at hand.
     pub revocation: Demand,
-    /// Whether a certificate on hold is accepted.
+    /// Whether a RIM signer's certificate on hold is accepted. A GPU's never is.
     pub certificate_hold: Hold,
     /// Who says that confidential computing is on; a report does not.
     pub confidential_compute: GuestFact,

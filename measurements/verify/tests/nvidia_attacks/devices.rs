@@ -222,6 +222,15 @@ fn one_gpu_that_stands_in_for_two_is_refused() {
         &Role::Firmware([0xf1; 48]),
         Some(&lab.boot_rom),
     );
+    // Nor do two firmwares of one GPU make two.
+    let two = Lab::json(&[(first.clone(), chain.clone()), (lab.report(), lab.chain())]);
+    assert_fails(&lab.judge_evidence(&two), Policy, &["device.count"]);
+    lab.boot_rom = Signer::new("GH100 A01 GSP BROM", &Role::Authority, Some(&lab.provisioner));
+    lab.firmware = Signer::new(
+        "GH100 A01 GSP FMC LF",
+        &Role::Firmware([0xf1; 48]),
+        Some(&lab.boot_rom),
+    );
     let two = Lab::json(&[(first, chain), (lab.report(), lab.chain())]);
     let judgement = lab.judge_evidence(&two);
     assert_passes(&judgement);

@@ -73,6 +73,33 @@ fn a_rim_signer_on_hold_is_refused_unless_the_policy_accepts_holds() {
 }
 
 #[test]
+fn a_gpu_on_hold_is_refused_even_where_signers_of_rims_on_hold_are_accepted() {
+    let mut lab = Lab::with_rims();
+    lab.policy = Some(NvidiaTerms {
+        certificate_hold: Hold::Accepted,
+        ..terms()
+    });
+    let chain = [
+        (&lab.boot_rom, &lab.provisioner),
+        (&lab.provisioner, &lab.identity),
+    ];
+    let on_hold = chain.map(|(subject, issuer)| {
+        Answer {
+            reason: Some(6),
+            ..Answer::good(subject, issuer)
+        }
+        .der()
+    });
+    for (answer, id) in on_hold
+        .into_iter()
+        .zip(["chain.revocation-1", "chain.revocation-2"])
+    {
+        lab.ocsp = vec![answer];
+        assert_fails(&lab.judge(), Tcb, &[id]);
+    }
+}
+
+#[test]
 fn withheld_ocsp_responses_are_refused_if_the_policy_asks_for_them() {
     let mut lab = Lab::new();
     let required = NvidiaTerms {
