@@ -31,8 +31,8 @@ pub(crate) enum Command {
     /// Verify a node, pay for a request and print the answer; or talk with it, line by line
     ///
     /// Verifies as `cocoon verify` does. Then locks a grant in your deposit (on the local chain the deposit is
-    /// filled from its faucet; elsewhere send coins to the address that `cocoon wallet address` prints), sends
-    /// the prompt, prints the answer as it comes and checks the node's signed receipt. Without a prompt it goes on
+    /// filled from its faucet; elsewhere send coins to the address that `cocoon wallet address` prints for that
+    /// network), sends the prompt, prints the answer as it comes and checks the node's signed receipt. Without a prompt it goes on
     /// with one question after the other from standard input; the conversation is kept in memory only.
     #[command(after_help = Exit::HELP)]
     Chat(ChatArgs),
@@ -185,8 +185,8 @@ pub(crate) enum WalletCommand {
         /// Your key
         #[arg(long, value_name = "FILE")]
         wallet: PathBuf,
-        /// Which chain
-        #[arg(long, default_value = "local")]
+        /// Which chain: on another one the address is another, and what is sent to it is lost
+        #[arg(long)]
         network: Network,
     },
 }
@@ -209,7 +209,7 @@ pub(crate) struct DepositArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) ton_config: PathBuf,
     /// Which chain
-    #[arg(long, default_value = "local")]
+    #[arg(long)]
     pub(crate) network: Network,
 }
 

@@ -49,7 +49,7 @@ impl Exit {
   21  machine: TLS or random numbers do not work on this machine
   30  payment: wallet, deposit, grant or chain
   40  request: verified and paid for, but the request failed or its receipt is wrong
-When the code is 2 to 21, nothing of the prompt was sent and no wallet was opened; of a conversation, nothing of the
+When the code is 2 to 21, nothing of the prompt was sent and nothing was paid; of a conversation, nothing of the
 question that it ended at.";
 
     /// What to do about it.

@@ -55,6 +55,11 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     }
     let verification = verify::as_json(session.verification(), None);
 
+    if let Some(path) = &args.receipt_out {
+        check_writable(path)
+            .with_context(|| format!("the receipt could not be written to {}", path.display()))
+            .map_err(Failure::usage)?;
+    }
     let options = options(args, &session)?;
     let need_nano = need_nano(session.launch(), options.output_tokens_max).map_err(Failure::of)?;
     Purse::check_terms(session.proof()).map_err(Failure::of)?;
@@ -62,17 +67,6 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
     let wallet = Wallet::load(&args.wallet).map_err(Failure::of)?;
     let network = session.launch().settlement.network;
     let purse = Purse::open(wallet, &config, network).await.map_err(Failure::of)?;
-    if let Some(path) = &args.receipt_out {
-        let opened = fs::File::options().append(true).create(true).open(path);
-        opened
-            .with_context(|| {
-                format!(
-                    "the receipt could not be written: {} cannot be opened",
-                    path.display()
-                )
-            })
-            .map_err(Failure::usage)?;
-    }
     let account = Account::new(args.max_ton);
     let paid = purse.pay(session, need_nano, &account, cocoon::now_s()).await;
     let mut paid = paid.map_err(Failure::of)?;
@@ -100,6 +94,17 @@ pub(super) async fn run(args: &ChatArgs) -> Result<(), Failure> {
         print_receipt(&answer, &paid, timings);
     }
     kept
+}
+
+/// Found out before anything is paid, and without leaving a file behind where it is not.
+fn check_writable(path: &Path) -> io::Result<()> {
+    match fs::File::options().write(true).create_new(true).open(path) {
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::File::options().append(true).open(path).map(drop)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Verifies first, says so, and opens the wallet only then.

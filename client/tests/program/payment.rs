@@ -51,6 +51,15 @@ async fn where_no_receipt_can_be_kept_nothing_is_sent_or_paid() {
     assert_exit(&chat, 2);
     assert!(!String::from_utf8_lossy(&world.node.received()).contains("/v1/chat"));
     assert_eq!(world.deposit().await["reserved_nano"], 0);
+    // Nor is a file left where nothing could be paid.
+    let chat = world
+        .chat(
+            "policy.toml",
+            &["--max-ton", "0.001", "--receipt-out", "receipt.json"],
+        )
+        .await;
+    assert_exit(&chat, 30);
+    assert!(!world.path("receipt.json").exists());
     // A disk that fills up meanwhile.
     let chat = world
         .chat("policy.toml", &["--json", "--receipt-out", "/dev/full"])
@@ -81,6 +90,8 @@ async fn what_no_grant_reserves_can_be_withdrawn() {
     let fixed = [
         "deposit",
         "withdraw",
+        "--network",
+        "local",
         "--wallet",
         "wallet",
         "--ton-config",

@@ -101,6 +101,8 @@ impl World {
         let arguments = [
             "deposit",
             "status",
+            "--network",
+            "local",
             "--wallet",
             "wallet",
             "--ton-config",
