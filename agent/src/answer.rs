@@ -5,6 +5,9 @@
 //!
 //! Streams go out in cells of few sizes on a fixed tick ([`crate::shape`]).
 //!
+//! No answer goes on for so long that its voucher could not be settled any more, or beyond the end of the guest: the
+//! engine is told to end it in time, and a client that reads slowly is not waited for.
+//!
 //! If the engine fails in the middle, the stream carries an error in place of a receipt. Text that was already
 //! delivered is then not charged.
 
@@ -77,12 +80,12 @@ pub(crate) fn start(job: Job, held: impl Send + 'static) -> mpsc::Receiver<Piece
 
 async fn drive(mut job: Job, client: mpsc::Sender<Piece>) {
     let mut answer = String::new();
-    let mut gone = false;
+    let (mut cancelled, mut gone) = (false, false);
     let last = loop {
         let event = tokio::select! {
             event = timeout(ENGINE_DEADLINE, job.running.next()) => event,
-            () = client.closed(), if !gone => {
-                gone = true;
+            () = over(&client, &job.reservation), if !cancelled => {
+                cancelled = true;
                 job.running.cancel();
                 continue;
             }
@@ -94,13 +97,14 @@ async fn drive(mut job: Job, client: mpsc::Sender<Piece>) {
             }
             Ok(Event::Text(text)) => {
                 answer.push_str(&text);
-                let taken = gone
-                    || matches!(
-                        timeout(CLIENT_DEADLINE, client.send(Piece::Text(text))).await,
-                        Ok(Ok(()))
-                    );
-                if !taken {
-                    gone = true;
+                gone = gone
+                    || tokio::select! {
+                        biased;
+                        taken = timeout(CLIENT_DEADLINE, client.send(Piece::Text(text))) => !matches!(taken, Ok(Ok(()))),
+                        () = job.reservation.over() => true,
+                    };
+                if gone && !cancelled {
+                    cancelled = true;
                     job.running.cancel();
                 }
             }
@@ -113,6 +117,14 @@ async fn drive(mut job: Job, client: mpsc::Sender<Piece>) {
     };
     // A client that is gone does not take it, and needs not.
     let _ = timeout(CLIENT_DEADLINE, client.send(last)).await;
+}
+
+/// Returns when there is no sense in generating any more.
+async fn over(client: &mpsc::Sender<Piece>, reservation: &Reservation) {
+    tokio::select! {
+        () = client.closed() => {}
+        () = reservation.over() => {}
+    }
 }
 
 /// `None` if the client left before the engine began: there is nothing to charge.

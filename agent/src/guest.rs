@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cocoon_protocol::host::Stage;
+use cocoon_protocol::host::{LAST_RECORDS_LIMIT, Stage};
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -14,7 +14,7 @@ use crate::{
     certificate::{self, Identity, IdentityError},
     closing::Closing,
     console::EXPORT,
-    control,
+    control, endorsements,
     fresh::FreshQuotes,
     gpu::{GpuError, Watched},
     host::HostClient,
@@ -25,8 +25,8 @@ use crate::{
     transport::{Dial, Listen},
 };
 
-/// For records, after the last request has ended. The launcher waits for ten seconds beyond the grace.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(8);
+/// Of [`LAST_RECORDS_LIMIT`], for answers that are ended before they are finished.
+const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(3);
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
 /// Why a guest stopped serving without being asked to.
@@ -74,12 +74,13 @@ pub async fn run(
     let usage_key = meter.usage_key();
     let identity = Identity::generate(&attestor, &usage_key).await?;
     let identity = watch::Sender::new(Arc::new(identity));
+    let endorsements = watch::Sender::new(endorsements);
     let service = Arc::new(Service {
         launch,
         fresh: FreshQuotes::new(Arc::clone(&attestor)),
         log: attestor.log().replay(),
         identity: identity.subscribe(),
-        endorsements,
+        endorsements: endorsements.subscribe(),
         meter: Arc::clone(&meter),
         engine: engine.clone(),
         deadlines,
@@ -87,14 +88,17 @@ pub async fn run(
         prompts: Prompts::new(serve::PROMPT_BYTES_MAX),
         created_s: meter::now_s(),
     });
-    // Records have a connection of their own: while the host's disk is slow, credit can still be asked for.
-    let records_host = HostClient::new(dial);
+    // Records and endorsements have connections of their own: while the host's disk is slow, credit can still be asked
+    // for.
+    let records_host = HostClient::new(Arc::clone(&dial));
+    let endorsements_host = HostClient::new(dial);
     let background = async {
         tokio::join!(
             serve::serve(Arc::clone(&service), &mut *https),
             service.fresh.make(),
             certificate::rotate(&attestor, &usage_key, &identity, deadlines.rotate),
             outbox.deliver(&records_host),
+            endorsements::renew(&endorsements_host, &endorsements, deadlines.renew),
         );
     };
     let foreground = async {
@@ -109,6 +113,7 @@ pub async fn run(
                 info!(target: EXPORT, "shutting down, {} requests run", meter.running());
                 if timeout(grace, drain(&service)).await.is_err() {
                     warn!(target: EXPORT, "not every answer was taken within {grace:?}");
+                    meter.end_answers();
                 }
                 Ok(())
             }
@@ -117,7 +122,10 @@ pub async fn run(
                 Err(RunError::Gpu(error))
             }
         };
-        if !outbox.flushed(FLUSH_DEADLINE).await {
+        let end = Instant::now() + LAST_RECORDS_LIMIT;
+        // Where answers were ended just now, the engine has yet to say how far they came, and clients to hear it.
+        let _ = timeout(LAST_ANSWERS_LIMIT, drain(&service)).await;
+        if !outbox.flushed(end).await {
             warn!(target: EXPORT, "{} usage records are lost", outbox.waiting());
         }
         ended

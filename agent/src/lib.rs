@@ -16,6 +16,7 @@ pub mod control;
 pub mod danger;
 mod dm;
 pub mod driver;
+pub mod endorsements;
 pub mod engine;
 #[cfg(feature = "simulated")]
 pub mod firmware_log;

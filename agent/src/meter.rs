@@ -4,7 +4,8 @@
 //! the price of everything served, everything running at its worst case and this request at its worst case is
 //! within the grant's line of credit, so the sum of all vouchers never exceeds it. The host's word on credit
 //! is believed only up to the grant's cap: by overstating it the host cheats itself. It is asked again from time
-//! to time, because the host gives no credit on a grant that expires before a voucher can be settled.
+//! to time, because the host gives no credit on a grant that expires before a voucher can be settled. For the same
+//! reason no admitted request may take longer than its grant allows ([`Reservation::over`]).
 
 use std::{
     collections::HashMap,
@@ -16,10 +17,13 @@ use cocoon_evidence::Digest32;
 use cocoon_protocol::{
     ContentKey, GrantError, LaunchDocument, Receipt, SessionProof, SignedGrant, SignedReceipt, TokenCounts,
     Voucher,
-    host::{FromHost, ToHost, UsageRecord},
+    host::{FromHost, SETTLEMENT_LEAD, ToHost, UsageRecord},
 };
 use ed25519_dalek::SigningKey;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep_until},
+};
 use zeroize::ZeroizeOnDrop;
 
 use crate::{
@@ -98,6 +102,7 @@ pub struct Meter {
     outbox: Arc<Outbox>,
     credit_kept: Duration,
     strangers: Semaphore,
+    ending: watch::Sender<bool>,
     book: Mutex<Book>,
 }
 
@@ -139,6 +144,7 @@ pub struct Reservation {
     meter: Arc<Meter>,
     grant: Digest32,
     worst: TokenCounts,
+    ends_at: Instant,
 }
 
 impl Meter {
@@ -157,6 +163,7 @@ impl Meter {
             outbox,
             credit_kept,
             strangers: Semaphore::new(STRANGERS_ASKED_MAX),
+            ending: watch::Sender::new(false),
             book: Mutex::default(),
         }
     }
@@ -164,6 +171,11 @@ impl Meter {
     /// The usage key's public half.
     pub fn usage_key(&self) -> [u8; 32] {
         self.key.verifying_key().to_bytes()
+    }
+
+    /// Ends every answer where it is; what was generated is charged.
+    pub fn end_answers(&self) {
+        self.ending.send_replace(true);
     }
 
     /// Requests that are running.
@@ -275,7 +287,9 @@ impl Meter {
         }
         let account = book.account(grant);
         let (expires_s, now_s) = (account.grant.grant.expires_s, now_s());
-        if u64::from(expires_s) <= now_s {
+        let left =
+            Duration::from_secs(u64::from(expires_s).saturating_sub(now_s)).saturating_sub(SETTLEMENT_LEAD);
+        if left.is_zero() {
             return Err(GrantError::Expired { expires_s, now_s }.into());
         }
         let credit_nano = account.credit_nano;
@@ -293,8 +307,12 @@ impl Meter {
         account.reserved.output += worst.output;
         book.running += 1;
         drop(book);
-        let meter = Arc::clone(self);
-        Ok(Reservation { meter, grant, worst })
+        Ok(Reservation {
+            meter: Arc::clone(self),
+            grant,
+            worst,
+            ends_at: Instant::now() + left,
+        })
     }
 
     async fn ask_credit(&self, grant: &SignedGrant) -> Result<(u64, String), MeterError> {
@@ -320,6 +338,17 @@ impl Book {
 }
 
 impl Reservation {
+    /// Returns when the answer has to be finished: later its voucher could not be settled before the grant expires, or
+    /// not be handed over before the guest ends.
+    pub async fn over(&self) {
+        let mut ending = self.meter.ending.subscribe();
+        tokio::select! {
+            // Its sender is `self`'s.
+            _ = ending.wait_for(|ending| *ending) => {}
+            () = sleep_until(self.ends_at) => {}
+        }
+    }
+
     /// Charges what was really used, never more than was set aside, and signs voucher, record and receipt.
     /// Counters, record numbers and signatures are made under one lock, so that they are in one order.
     pub fn settle(self, tokens: TokenCounts, finished: &Finished<'_>) -> (SignedReceipt, ContentKey) {

@@ -11,7 +11,7 @@ use std::{
 use cocoon_protocol::host::{FromHost, ToHost, UsageRecord};
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::warn;
 
@@ -53,10 +53,10 @@ impl Outbox {
         self.lock().len()
     }
 
-    /// Waits until all are acknowledged; false if that takes longer than `deadline`.
-    pub async fn flushed(&self, deadline: Duration) -> bool {
+    /// Waits until all are acknowledged; false if that takes beyond `end`.
+    pub async fn flushed(&self, end: Instant) -> bool {
         let mut waiting = self.waiting.subscribe();
-        timeout(deadline, waiting.wait_for(|count| *count == 0))
+        timeout_at(end, waiting.wait_for(|count| *count == 0))
             .await
             .is_ok()
     }

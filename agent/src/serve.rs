@@ -90,6 +90,9 @@ pub struct Deadlines {
     pub credit: Duration,
     /// How long a TLS identity is given to new connections.
     pub rotate: Duration,
+    /// How long endorsements are passed on before the host is asked for newer ones. NVIDIA's last a day, Intel's
+    /// thirty.
+    pub renew: Duration,
     /// Connections at the same time.
     pub connections: usize,
 }
@@ -104,6 +107,7 @@ impl Default for Deadlines {
             close: Duration::from_secs(5),
             credit: Duration::from_secs(15),
             rotate: certificate::ROTATE_AFTER,
+            renew: Duration::from_secs(3600),
             connections: CONNECTIONS_MAX,
         }
     }
@@ -119,8 +123,8 @@ pub struct Service {
     pub log: Digest48,
     /// The newest TLS identity.
     pub identity: watch::Receiver<Arc<Identity>>,
-    /// Passed on as is.
-    pub endorsements: Bytes,
+    /// The newest from the host, passed on as they are.
+    pub endorsements: watch::Receiver<Bytes>,
     /// Grants and their accounts.
     pub meter: Arc<Meter>,
     /// Answers.
@@ -251,7 +255,7 @@ impl Session {
         let post = request.method() == Method::POST;
         match request.uri().path() {
             "/.well-known/cocoon/endorsements" if get => {
-                let body = Body::shared([service.endorsements.clone()]);
+                let body = Body::shared([service.endorsements.borrow().clone()]);
                 Ok(respond(ENDORSEMENTS_MEDIA_TYPE, body))
             }
             "/.well-known/cocoon/certificate-evidence" if get => {

@@ -19,14 +19,15 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use cocoon_agent::serve::Deadlines;
 use cocoon_evidence::{
-    CertifiedEvidence, Digest32, EventKind, FreshBinding, Platform, Role, RuntimeEvent, TlsBinding,
+    CertifiedEvidence, Digest32, ENDORSEMENTS_BYTES_MAX, EventKind, FreshBinding, Platform, Role,
+    RuntimeEvent, TlsBinding,
 };
 use cocoon_protocol::{ContentKey, SignedReceipt, TokenCounts};
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use world::{INPUT_TOKENS, NONCE, World, chat_body, events, wait_for};
+use world::{ENDORSEMENTS, INPUT_TOKENS, NONCE, World, chat_body, events, wait_for};
 
 /// More than any test takes.
 const GRACE: Duration = Duration::from_secs(600);
@@ -149,6 +150,36 @@ async fn a_quote_that_takes_long_holds_up_no_answer() {
     assert!(!asking.is_finished());
     world.platform.quotes_stall.store(false, Ordering::SeqCst);
     asking.await.unwrap().bundle.events.check_complete().unwrap();
+}
+
+/// NVIDIA's last a day: a guest that runs for longer would be refused.
+#[tokio::test]
+async fn endorsements_are_renewed_and_kept_where_the_host_gives_none() {
+    let deadlines = Deadlines {
+        renew: Duration::from_millis(20),
+        ..Deadlines::default()
+    };
+    let world = World::start_with(4, deadlines).await;
+    let mut client = world.client().await;
+    let mut served = async || {
+        let (status, body) = client
+            .send("GET", "/.well-known/cocoon/endorsements", vec![])
+            .await;
+        assert_eq!(status, StatusCode::OK);
+        body
+    };
+    assert_eq!(served().await, ENDORSEMENTS);
+    let newer = b"newer".to_vec();
+    let give = |endorsements| *world.host.newer_endorsements.lock().unwrap() = endorsements;
+    give(Some(newer.clone()));
+    while served().await == ENDORSEMENTS {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for useless in [None, Some(vec![0; ENDORSEMENTS_BYTES_MAX + 1])] {
+        give(useless);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(served().await, newer);
+    }
 }
 
 #[tokio::test]
@@ -375,12 +406,13 @@ async fn a_client_that_never_takes_its_answer_holds_up_a_shutdown_only_so_long()
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_longer_than_the_grace_is_cut_off() {
+async fn an_answer_that_takes_longer_than_the_grace_is_cut_off_and_charged_as_far_as_it_came() {
     let mut world = World::start().await;
     let (mut client, _) = world.paying_client().await;
     let _hanging = client.stream("hang").await;
     world.shut_down(Duration::from_millis(100)).await;
     world.ended().await;
+    assert_eq!(world.records(1).await[0].tokens.output, 1);
 }
 
 #[tokio::test]

@@ -108,6 +108,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// How the chain is reached.
     pub chain: ChainChoice,
+    /// What Intel publishes about this machine's platform: passed on to clients, who cannot verify the guest without.
+    pub tdx_collateral: Option<PathBuf>,
     /// QEMU, if not the one in PATH.
     pub qemu: Option<PathBuf>,
     /// The vsock backend, if not the one in the cache or PATH.
@@ -198,6 +200,7 @@ impl Config {
             settle_delay_s: file.settlement.delay_s,
             listen: file.listen.address,
             chain,
+            tdx_collateral: file.tdx.collateral.map(|path| folder.join(path)),
             qemu: file.tools.qemu.map(|path| folder.join(path)),
             vhost_device_vsock: file.tools.vhost_device_vsock.map(|path| folder.join(path)),
             vsock: file.tools.vsock,
@@ -268,6 +271,14 @@ impl Config {
             length_of(what, &path)?;
         }
         check_kernel(&self.kernel())?;
+        if let Some(path) = &self.tdx_collateral {
+            if self.spec.platform != LaunchPlatform::Tdx {
+                return Err(ConfigError::Value(
+                    "[tdx] is for platform = \"tdx\" in the LaunchSpec; leave it out".into(),
+                ));
+            }
+            length_of("[tdx] collateral", path)?;
+        }
         let needed = self
             .model
             .verity

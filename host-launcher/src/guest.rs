@@ -9,7 +9,7 @@ use std::{
 };
 
 use cocoon_protocol::{
-    host::{FromGuest, GUEST_CONTROL_PORT, ToGuest},
+    host::{FromGuest, GUEST_CONTROL_PORT, LAST_RECORDS_LIMIT, ToGuest},
     read_frame_async, write_frame_async,
 };
 use tokio::{
@@ -33,8 +33,8 @@ const ORDER_LIMIT: Duration = Duration::from_secs(5);
 /// QEMU obeys QMP within this, or it is killed.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Time for the guest to power off, on top of the grace for running requests.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
+/// The guest powers off within this, on top of the grace for running requests: its last records, and the rest.
+const POWER_OFF_LIMIT: Duration = LAST_RECORDS_LIMIT.saturating_add(Duration::from_secs(2));
 
 /// Host-to-guest writes of 1 MiB hang with the backend's default of 65536.
 const BACKEND_TX_BUFFER: &str = "28672";

@@ -1,20 +1,24 @@
 //! The usage journal: what the provider is owed. A record is acknowledged to the agent only after it is on
-//! disk, because from then on the host alone has it.
+//! disk, because from then on the host alone has it. Between records stands what the chain showed of their grants:
+//! those that have expired need never be looked up again.
 //!
 //! One entry a line: `length sha256 json`. Entries are written one at a time, each synced before the next, so
 //! a crash can tear the last one only: that tail is cut at the next start. Any other damage is not a crash's,
 //! nor is an entry that is intact and cannot be understood: both are reported instead of being cut.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, VecDeque},
     fs::{File, OpenOptions},
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_protocol::host::UsageRecord;
+use cocoon_protocol::{Prices, host::UsageRecord};
+use cocoon_settlement::GrantState;
+use serde::{Deserialize, Serialize};
 
 /// A line is at most this long; a record has under 1 KiB.
 const ENTRY_BYTES_MAX: usize = 16 * 1024;
@@ -22,6 +26,53 @@ const ENTRY_BYTES_MAX: usize = 16 * 1024;
 /// Numbers kept for each agent key to recognise a record that is delivered twice. An agent delivers again
 /// only what was not acknowledged, which is far less.
 const RECENT_RECORDS_MAX: usize = 65_536;
+
+/// Agent keys for which numbers are kept. Each boot of a guest has its own; one whose guest is gone delivers nothing.
+const RECENT_AGENTS_MAX: usize = 4;
+
+/// How an entry begins that is no record.
+const SEEN_START: &[u8] = br#"{"seen":"#;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// What was served.
+    Record(UsageRecord),
+    /// What the chain showed of a grant.
+    Seen(Seen),
+}
+
+/// What the chain showed of a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// The grant's id.
+    pub grant: Digest32,
+    /// Until when it pays, seconds since 1970.
+    pub expires_s: u32,
+    /// At these prices.
+    pub prices: Prices,
+    /// Drawn so far, nanoTON.
+    pub paid_nano: u64,
+}
+
+impl Seen {
+    /// That the chain shows this of a grant.
+    pub fn new(grant: Digest32, shown: &GrantState) -> Self {
+        Self {
+            grant,
+            expires_s: shown.expires_s,
+            prices: shown.prices,
+            paid_nano: shown.paid_nano,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SeenLine {
+    seen: Seen,
+}
 
 /// Why the journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +97,7 @@ pub enum OpenError {
         /// Counted from 1.
         line: usize,
     },
-    /// An entry is whole, and no record of this version.
+    /// An entry is whole, and none of this version.
     #[error(
         "line {line} of the usage journal {path} is intact, but was written by another version; it holds what \
          clients owe, so nothing was changed: start that version, or move the journal away to start an empty one"
@@ -118,24 +169,20 @@ pub struct Journal<S = File> {
     length: u64,
     /// The file may be longer than `length`: a write failed half-way.
     torn: bool,
-    seen: HashMap<[u8; 32], BTreeMap<u64, Digest32>>,
+    /// Each agent key's newest records, the latest key last.
+    recent: VecDeque<([u8; 32], BTreeMap<u64, Digest32>)>,
 }
 
-/// What a journal held when it was opened.
-#[derive(Debug, Default)]
-pub struct Replay {
-    /// Every record, in the order in which they were stored.
-    pub records: Vec<UsageRecord>,
-    /// Bytes of a torn last entry that were cut.
-    pub torn_bytes: u64,
-}
+/// The journal of a running node.
+pub type SharedJournal = Arc<Mutex<Journal>>;
 
 impl Journal<File> {
-    /// Opens or creates the journal, and cuts a last entry that a crash tore.
+    /// Opens or creates the journal, gives `take` every entry in the order in which they were stored, and cuts a last
+    /// one that a crash tore. Returns of how many bytes that was, too.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(path: &Path) -> Result<(Self, Replay), OpenError> {
+    pub fn open(path: &Path, mut take: impl FnMut(Entry)) -> Result<(Self, u64), OpenError> {
         let io_error = |source| OpenError::Io {
             path: path.to_owned(),
             source,
@@ -149,7 +196,13 @@ impl Journal<File> {
             .open(path)
             .map_err(io_error)?;
         let on_disk = file.metadata().map_err(io_error)?.len();
-        let (records, length) = read_entries(path, &file)?;
+        let mut recent = VecDeque::new();
+        let length = read_entries(path, &file, |entry| {
+            if let Entry::Record(record) = &entry {
+                remember(&mut recent, record);
+            }
+            take(entry);
+        })?;
         if length < on_disk {
             file.set_len(length).map_err(io_error)?;
         }
@@ -161,23 +214,30 @@ impl Journal<File> {
                 .map_err(io_error)?;
         }
         let mut journal = Self::over(file, length);
-        records.iter().for_each(|record| journal.remember(record));
-        let replay = Replay {
-            records,
-            torn_bytes: on_disk - length,
-        };
-        Ok((journal, replay))
+        journal.recent = recent;
+        Ok((journal, on_disk - length))
+    }
+
+    /// Notes what the chain showed, without holding anybody up. What cannot be written, a later start asks the chain.
+    pub fn note_seen(shared: &SharedJournal, seen: Seen) {
+        let journal = Arc::clone(shared);
+        tokio::task::spawn_blocking(move || {
+            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = journal.append_seen(seen) {
+                tracing::warn!(%error, "what the chain shows of a grant could not be written to the journal");
+            }
+        });
     }
 }
 
-/// Every record, without changing the file; a last entry that is being written is left out.
+/// Gives `take` every entry, without changing the file; a last one that is being written is left out.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn read(path: &Path) -> Result<Vec<UsageRecord>, OpenError> {
+pub fn read(path: &Path, take: impl FnMut(Entry)) -> Result<(), OpenError> {
     match File::open(path) {
-        Ok(file) => read_entries(path, &file).map(|(records, _)| records),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+        Ok(file) => read_entries(path, &file, take).map(|_| ()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(OpenError::Io {
             path: path.to_owned(),
             source,
@@ -191,7 +251,7 @@ impl<S: Storage> Journal<S> {
             storage,
             length,
             torn: false,
-            seen: HashMap::new(),
+            recent: VecDeque::new(),
         }
     }
 
@@ -210,22 +270,35 @@ impl<S: Storage> Journal<S> {
                 });
             }
         }
-        let entry = encode(record);
-        self.repair().map_err(AppendError::Io)?;
+        self.write(&encode(&json_of(record))).map_err(AppendError::Io)?;
+        remember(&mut self.recent, record);
+        Ok(true)
+    }
+
+    /// Stores what the chain showed of a grant.
+    ///
+    /// # Errors
+    /// Those of the file system; the journal is unchanged then.
+    pub fn append_seen(&mut self, seen: Seen) -> io::Result<()> {
+        let json = serde_json::to_vec(&SeenLine { seen }).expect("it holds nothing that JSON cannot");
+        self.write(&encode(&json))
+    }
+
+    fn write(&mut self, entry: &[u8]) -> io::Result<()> {
+        self.repair()?;
         self.torn = true;
         let stored = self
             .storage
-            .write_at(&entry, self.length)
+            .write_at(entry, self.length)
             .and_then(|()| self.storage.sync());
         if let Err(error) = stored {
             // Best effort: what is left is cut before the next entry, or at the next start.
             let _ = self.repair();
-            return Err(AppendError::Io(error));
+            return Err(error);
         }
         self.torn = false;
         self.length += entry.len() as u64;
-        self.remember(record);
-        Ok(true)
+        Ok(())
     }
 
     /// Cuts what a failed write left behind.
@@ -239,7 +312,8 @@ impl<S: Storage> Journal<S> {
     }
 
     fn known(&self, record: &UsageRecord) -> Known {
-        let Some(numbers) = self.seen.get(&record.voucher.voucher.agent_key) else {
+        let agent = &record.voucher.voucher.agent_key;
+        let Some((_, numbers)) = self.recent.iter().find(|(known, _)| known == agent) else {
             return Known::No;
         };
         match numbers.get(&record.number) {
@@ -254,13 +328,22 @@ impl<S: Storage> Journal<S> {
             None => Known::No,
         }
     }
+}
 
-    fn remember(&mut self, record: &UsageRecord) {
-        let numbers = self.seen.entry(record.voucher.voucher.agent_key).or_default();
-        numbers.insert(record.number, digest_of(record));
-        while numbers.len() > RECENT_RECORDS_MAX {
-            numbers.pop_first();
+fn remember(recent: &mut VecDeque<([u8; 32], BTreeMap<u64, Digest32>)>, record: &UsageRecord) {
+    let agent = record.voucher.voucher.agent_key;
+    let known = recent.iter().position(|(known, _)| *known == agent);
+    let at = known.unwrap_or_else(|| {
+        if recent.len() == RECENT_AGENTS_MAX {
+            recent.pop_front();
         }
+        recent.push_back((agent, BTreeMap::new()));
+        recent.len() - 1
+    });
+    let numbers = &mut recent[at].1;
+    numbers.insert(record.number, digest_of(record));
+    while numbers.len() > RECENT_RECORDS_MAX {
+        numbers.pop_first();
     }
 }
 
@@ -278,28 +361,33 @@ fn digest_of(record: &UsageRecord) -> Digest32 {
     Digest32::of(&json_of(record))
 }
 
-fn encode(record: &UsageRecord) -> Vec<u8> {
-    let json = json_of(record);
-    let mut entry = format!("{} {} ", json.len(), Digest32::of(&json)).into_bytes();
-    entry.extend_from_slice(&json);
+fn encode(json: &[u8]) -> Vec<u8> {
+    let mut entry = format!("{} {} ", json.len(), Digest32::of(json)).into_bytes();
+    entry.extend_from_slice(json);
     entry.push(b'\n');
     entry
 }
 
-/// One line with its line feed; `None` if it is not a whole, intact entry, the inner error if that is no record.
-fn decode(line: &[u8]) -> Option<Result<UsageRecord, serde_json::Error>> {
+/// One line with its line feed; `None` if it is not whole and intact, the inner error if it is no entry that we know.
+fn decode(line: &[u8]) -> Option<Result<Entry, serde_json::Error>> {
     let line = line.strip_suffix(b"\n")?;
     let mut parts = line.splitn(3, |byte| *byte == b' ');
     let length: usize = str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let digest: Digest32 = str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let json = parts.next()?;
-    (json.len() == length && Digest32::of(json) == digest).then(|| serde_json::from_slice(json))
+    (json.len() == length && Digest32::of(json) == digest).then(|| {
+        if json.starts_with(SEEN_START) {
+            serde_json::from_slice(json).map(|SeenLine { seen }| Entry::Seen(seen))
+        } else {
+            serde_json::from_slice(json).map(Entry::Record)
+        }
+    })
 }
 
-/// Every intact record and the length that they take up.
-fn read_entries(path: &Path, file: &File) -> Result<(Vec<UsageRecord>, u64), OpenError> {
+/// Gives `take` every intact entry. Returns the length that they take up.
+fn read_entries(path: &Path, file: &File, mut take: impl FnMut(Entry)) -> Result<u64, OpenError> {
     let mut reader = BufReader::new(file);
-    let (mut records, mut length, mut bad_line) = (vec![], 0, None);
+    let (mut length, mut bad_line) = (0, None);
     for line_number in 1.. {
         let mut line = vec![];
         let bytes = reader
@@ -321,9 +409,9 @@ fn read_entries(path: &Path, file: &File) -> Result<(Vec<UsageRecord>, u64), Ope
             });
         }
         match decode(&line) {
-            Some(Ok(record)) => {
+            Some(Ok(entry)) => {
                 length += bytes as u64;
-                records.push(record);
+                take(entry);
             }
             Some(Err(source)) => {
                 return Err(OpenError::Foreign {
@@ -335,7 +423,7 @@ fn read_entries(path: &Path, file: &File) -> Result<(Vec<UsageRecord>, u64), Ope
             None => bad_line = Some(line_number),
         }
     }
-    Ok((records, length))
+    Ok(length)
 }
 
 /// Whether there is room to write to a directory at all, said early and in plain words.

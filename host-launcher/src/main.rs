@@ -18,13 +18,14 @@ use cocoon_launch::{
     relay,
     settler::Settlement,
     state_dir::StateDir,
-    status::{AskError, FromSupervisor, Status, ToSupervisor, ask},
+    status::{AskError, FromSupervisor, STOPPED, Status, ToSupervisor, ask},
 };
 use tracing_subscriber::EnvFilter;
 
 /// Boots a Cocoon guest on this machine, lets clients reach it, and collects what they owe.
 ///
-/// Everything is configured in node.toml: which image and model to boot, what tokens cost, where to be paid.
+/// Everything is configured in node.toml: which image and model to boot, what tokens cost, where to be paid
+/// (docs/NODE.md).
 /// On a server with Intel TDX the guest's memory is closed to this program and to you; on any other machine
 /// the same guest runs with a simulated TDX, which protects nothing and which clients accept only if they ask
 /// for it.
@@ -172,6 +173,8 @@ async fn up(node: &Node, supervise: bool) -> Result<(), Failure> {
 
 async fn down(state_dir: &Path) -> Result<Exit, Failure> {
     match ask(state_dir, ToSupervisor::Down).await {
+        // What is not settled has to be known.
+        Ok(FromSupervisor::Stopped { how }) if how != STOPPED => eprintln!("{how}"),
         Ok(_) => {}
         Err(AskError::NotRunning(_)) => eprintln!("no node runs on {}", state_dir.display()),
         Err(error) => return Err(error).or_exit(Exit::Internal),
@@ -277,10 +280,16 @@ fn describe_settlement(settlement: &Settlement) -> String {
 }
 
 fn records(state_dir: &Path) -> Result<(), Failure> {
-    for record in journal::read(&node::journal_path(state_dir)).or_exit(Exit::Internal)? {
-        print(&serde_json::to_string(&record).or_exit(Exit::Internal)?)?;
-    }
-    Ok(())
+    let mut printed = Ok(());
+    journal::read(&node::journal_path(state_dir), |entry| {
+        if let (journal::Entry::Record(record), Ok(())) = (&entry, &printed) {
+            printed = serde_json::to_string(record)
+                .or_exit(Exit::Internal)
+                .and_then(|line| print(&line));
+        }
+    })
+    .or_exit(Exit::Internal)?;
+    printed
 }
 
 fn print(line: &str) -> Result<(), Failure> {

@@ -3,27 +3,27 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{
-    FrameError, NetworkId, Prices, SignedGrant,
-    host::{FromHost, HOST_PORT, Stage, ToHost, UsageRecord},
+    FrameError, NetworkId, Prices, SignedGrant, Voucher,
+    host::{FromHost, HOST_PORT, SETTLEMENT_LEAD, Stage, ToHost, UsageRecord},
     read_frame_async, write_frame_async,
 };
 use cocoon_settlement::GrantState;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use crate::{
     guest_socket::{GuestListener, GuestStream},
-    journal::Journal,
-    settler::{Chain, EXPIRY_LEAD, Settler},
+    journal::{Journal, Seen, SharedJournal},
+    settler::{Chain, Settler, is_past},
 };
 
 /// The agent needs a handful of connections.
@@ -33,14 +33,11 @@ const CONNECTIONS_MAX: usize = 32;
 /// gives up on our answer: else the client would never hear why.
 const CHAIN_LIMIT: Duration = Duration::from_secs(8);
 
-/// A grant found on chain keeps its cap and expiry for ever, so this only bounds how stale "none" could get.
-const CREDIT_KEPT: Duration = Duration::from_secs(30);
-
-/// Answers kept at the same time.
-const CREDITS_MAX: usize = 4096;
+/// Grants with credit at the same time. Each is locked on chain for this node, and the agent keeps no more.
+const GRANTED_MAX: usize = 65_536;
 
 /// A grant that expires sooner is not served: what is asked for now has to end, and then to be settled.
-const EXPIRY_MARGIN_S: u64 = 120 + EXPIRY_LEAD.as_secs();
+const EXPIRY_MARGIN_S: u64 = 120 + SETTLEMENT_LEAD.as_secs();
 
 /// What the guest reports about its boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,15 +65,25 @@ pub struct Services<C> {
     /// Where news of the boot go.
     pub boot: mpsc::Sender<BootEvent>,
     /// What is owed.
-    pub journal: Arc<Mutex<Journal>>,
+    pub journal: SharedJournal,
     /// Who collects it.
     pub settler: Settler,
     /// Where grants are looked up.
     pub chain: C,
     /// The node's own terms.
     pub terms: Terms,
-    /// Answers about grants.
-    pub credits: Mutex<HashMap<Digest32, (Instant, u64)>>,
+    /// Grants of this run with credit. What the chain showed of one holds until it expires; records on others are not
+    /// stored.
+    pub granted: Mutex<HashMap<Digest32, Granted>>,
+}
+
+/// What a grant allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Granted {
+    agent_key: [u8; 32],
+    contract: cocoon_protocol::AccountAddress,
+    cap_nano: u64,
+    expires_s: u32,
 }
 
 /// What a grant has to agree with for the host to have it served.
@@ -139,6 +146,10 @@ impl<C: Chain> Services<C> {
                 },
                 Err(reason) => FromHost::Failed { reason },
             },
+            ToHost::Endorsements => match (self.endorsements)() {
+                Ok(endorsements) => FromHost::Endorsements { endorsements },
+                Err(reason) => FromHost::Failed { reason },
+            },
             ToHost::Stage { stage, uptime_ms } => self.tell(BootEvent::Stage { stage, uptime_ms }).await,
             ToHost::BootFailed { reason } => self.tell(BootEvent::Failed { reason }).await,
             ToHost::Credit { grant } => self.credit(&grant).await,
@@ -166,6 +177,9 @@ impl<C: Chain> Services<C> {
         }
         if !record.voucher.is_genuine() {
             return refuse("the voucher's signature is not by its agent key".into());
+        }
+        if let Err(reason) = self.check_granted(&record.voucher.voucher) {
+            return refuse(reason);
         }
         let (journal, number) = (self.journal.clone(), record.number);
         let stored = tokio::task::spawn_blocking(move || {
@@ -195,21 +209,21 @@ impl<C: Chain> Services<C> {
             return none(reason);
         }
         let id = signed.grant.id();
-        if let Some(nano) = self.kept_credit(&id) {
-            return FromHost::Credit {
-                nano,
-                reason: String::new(),
-            };
+        let credit = |nano| FromHost::Credit {
+            nano,
+            reason: String::new(),
+        };
+        if let Some(granted) = self.granted().get(&id) {
+            return credit(granted.cap_nano);
         }
         match timeout(CHAIN_LIMIT, self.chain.grant(signed.grant.contract, id)).await {
-            Ok(Ok(Some(locked))) => match self.check(&locked, signed) {
+            Ok(Ok(Some(locked))) => match self.check(&locked, signed).and_then(|()| self.grant(id, signed)) {
                 Ok(nano) => {
-                    self.settler.learn_expiry(id, locked.expires_s);
-                    self.keep_credit(id, nano);
-                    FromHost::Credit {
-                        nano,
-                        reason: String::new(),
+                    let seen = Seen::new(id, &locked);
+                    if self.settler.learn(&seen) {
+                        Journal::note_seen(&self.journal, seen);
                     }
+                    credit(nano)
                 }
                 Err(reason) => none(reason),
             },
@@ -231,16 +245,65 @@ impl<C: Chain> Services<C> {
     }
 
     /// The contract recomputes what is paid from its own copy of the terms, so that copy is what counts.
-    fn check(&self, locked: &GrantState, signed: &SignedGrant) -> Result<u64, String> {
+    fn check(&self, locked: &GrantState, signed: &SignedGrant) -> Result<(), String> {
         self.check_expiry(locked.expires_s)?;
         let agrees = locked.payout_address == self.terms.payout_address
             && locked.prices == self.terms.prices
-            && locked.agent_key == signed.grant.agent_key;
+            && locked.agent_key == signed.grant.agent_key
+            && locked.cap_nano == signed.grant.cap_nano;
         if agrees {
-            Ok(locked.cap_nano)
+            Ok(())
         } else {
-            Err("the grant on chain names another payout address, price or agent key than this node".into())
+            Err(
+                "the grant on chain names another payout address, price, cap or agent key than this node"
+                    .into(),
+            )
         }
+    }
+
+    /// Returns the credit, which holds from now on.
+    fn grant(&self, id: Digest32, signed: &SignedGrant) -> Result<u64, String> {
+        let granted = Granted {
+            agent_key: signed.grant.agent_key,
+            contract: signed.grant.contract,
+            cap_nano: signed.grant.cap_nano,
+            expires_s: signed.grant.expires_s,
+        };
+        let mut all = self.granted();
+        if all.len() >= GRANTED_MAX {
+            all.retain(|_, granted| !is_past(granted.expires_s));
+        }
+        if all.len() >= GRANTED_MAX {
+            return Err(format!(
+                "{GRANTED_MAX} grants are in use with this node; try another one"
+            ));
+        }
+        all.insert(id, granted);
+        Ok(granted.cap_nano)
+    }
+
+    /// A guest that was broken into could otherwise replace good vouchers by some that the contract refuses, or fill
+    /// the disk.
+    fn check_granted(&self, voucher: &Voucher) -> Result<(), String> {
+        let granted = self.granted().get(&voucher.grant).copied();
+        let Some(granted) = granted else {
+            return Err("the voucher is on a grant that this node gave no credit on".into());
+        };
+        if (granted.agent_key, granted.contract) != (voucher.agent_key, voucher.contract) {
+            return Err("the voucher is by another agent or on another deposit than its grant".into());
+        }
+        let nano = self.terms.prices.amount_nano(voucher.served);
+        if nano.is_none_or(|nano| nano > granted.cap_nano) {
+            return Err(format!(
+                "the voucher is over the grant's cap of {} nanoTON",
+                granted.cap_nano
+            ));
+        }
+        Ok(())
+    }
+
+    fn granted(&self) -> MutexGuard<'_, HashMap<Digest32, Granted>> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_expiry(&self, expires_s: u32) -> Result<(), String> {
@@ -251,22 +314,6 @@ impl<C: Chain> Services<C> {
             "the grant expires in less than the {EXPIRY_MARGIN_S} s that serving and settling may take; lock one \
              that is valid longer"
         ))
-    }
-
-    fn kept_credit(&self, id: &Digest32) -> Option<u64> {
-        let credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, nano) = credits.get(id)?;
-        (since.elapsed() < CREDIT_KEPT).then_some(*nano)
-    }
-
-    fn keep_credit(&self, id: Digest32, nano: u64) {
-        let mut credits = self.credits.lock().unwrap_or_else(PoisonError::into_inner);
-        if credits.len() >= CREDITS_MAX {
-            credits.retain(|_, (since, _)| since.elapsed() < CREDIT_KEPT);
-        }
-        if credits.len() < CREDITS_MAX {
-            credits.insert(id, (Instant::now(), nano));
-        }
     }
 }
 

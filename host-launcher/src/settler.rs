@@ -3,27 +3,38 @@
 //! Vouchers are cumulative and the contract takes only growing ones, so settling again after a crash has no
 //! second effect; the journal is all that has to survive.
 //!
-//! A voucher is worth nothing once its grant has expired, so the configured delay ends before that. Whose expiry
-//! is not known, because it was served in an earlier run, is settled at once.
+//! A voucher is worth nothing once its grant has expired, so the configured delay ends before that. What was served
+//! in an earlier run is settled at once: its agent is gone, so no later voucher comes. The journal also tells what the
+//! chain showed then, so that a grant which has expired since is not looked up again.
+
+mod book;
 
 use std::{
-    collections::HashMap,
     future::Future,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use cocoon_evidence::Digest32;
-use cocoon_protocol::{AccountAddress, Prices, SignedVoucher, TokenCounts, host::UsageRecord};
+use cocoon_protocol::{
+    AccountAddress, Prices, SignedVoucher,
+    host::{SETTLEMENT_LEAD, UsageRecord},
+};
 use cocoon_settlement::{ChainClient, ChainError, GrantState, settle_minimum_nano};
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Notify,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
-use crate::services::now_s;
+use crate::{
+    journal::{self, Journal, OpenError, Seen, SharedJournal},
+    services::now_s,
+};
+pub(crate) use book::is_past;
+use book::{Book, Entry, amount_nano, ended_before, expired_with};
+pub use book::{Claim, Settlement};
 
 /// Grants settled at the same time; a public liteserver takes so many requests without refusing.
 const PARALLEL_MAX: usize = 8;
@@ -34,8 +45,8 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(90);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(300);
 
-/// So long before its grant expires a voucher is sent at the latest: time for a second attempt.
-pub const EXPIRY_LEAD: Duration = Duration::from_secs(2 * ATTEMPT_LIMIT.as_secs());
+// So long before its grant expires a voucher is sent at the latest.
+const _: () = assert!(SETTLEMENT_LEAD.as_secs() >= 2 * ATTEMPT_LIMIT.as_secs());
 
 /// Between attempts when a grant is about to expire.
 const RETRY_URGENT: Duration = Duration::from_secs(5);
@@ -43,11 +54,15 @@ const RETRY_URGENT: Duration = Duration::from_secs(5);
 /// The chain's clock and ours differ by less; so long after its expiry a grant pays nothing for certain.
 const CLOCK_TOLERANCE_S: u64 = 600;
 
+/// So long after its expiry a grant of an earlier run is not even looked up. Long: right after it has started, a host's
+/// clock can be hours ahead, and closing a living grant would lose what is owed on it.
+const FORGOTTEN_AFTER_S: u64 = 7 * 24 * 3600;
+
 /// Looks that show no such grant before one of unknown expiry is given up, two minutes with the pauses between
 /// them: a liteserver that is behind has caught up by then.
 const LOOKS_MAX: u32 = 8;
 
-/// Expiries kept before those that have passed are forgotten.
+/// Expiries kept of grants without a record, before those that have passed are forgotten.
 const EXPIRIES_MAX: usize = 4096;
 
 /// What is needed of a chain; a real one, or one that fails on purpose in tests.
@@ -74,107 +89,6 @@ impl Chain for ChainClient {
 
     async fn settle(&self, voucher: &SignedVoucher) -> Result<GrantState, ChainError> {
         Self::settle(self, voucher).await
-    }
-}
-
-/// How far a grant's newest voucher is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "state")]
-pub enum Settlement {
-    /// It will be settled, at the latest after the configured delay.
-    Pending,
-    /// It is being settled.
-    Sent,
-    /// It is below the least that the contract takes, and waits for later ones.
-    Waiting {
-        /// What it would raise the settled amount by, nanoTON.
-        raise_nano: u64,
-        /// From which on it is settled.
-        minimum_nano: u64,
-    },
-    /// The chain shows it.
-    Settled,
-    /// It could not be settled, and is tried again.
-    Failing {
-        /// Why.
-        reason: String,
-        /// How often it was tried.
-        attempts: u32,
-    },
-    /// Nothing more can be settled on this grant.
-    Closed {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl Settlement {
-    /// Nothing is left to be done, unless more is served on the grant.
-    pub fn is_final(&self) -> bool {
-        matches!(self, Self::Settled | Self::Closed { .. })
-    }
-}
-
-/// A grant's claim, for `status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claim {
-    /// The grant's id.
-    pub grant: Digest32,
-    /// The client's deposit.
-    pub contract: AccountAddress,
-    /// All tokens served on it.
-    pub served: TokenCounts,
-    /// Their price, nanoTON.
-    pub served_nano: u64,
-    /// What the chain shows as paid on it, gas included, nanoTON.
-    pub settled_nano: u64,
-    /// How far the newest voucher is.
-    pub settlement: Settlement,
-}
-
-struct Entry {
-    newest: SignedVoucher,
-    /// The grant's, once the chain has told them; until then the node's.
-    prices: Prices,
-    settled_nano: u64,
-    settlement: Settlement,
-    /// Not before this; `None` if nothing is to be done.
-    due: Option<Instant>,
-    in_flight: bool,
-    failures: u32,
-    /// Looks that showed no such grant, since one last showed it.
-    looks: u32,
-}
-
-#[derive(Default)]
-struct Book {
-    entries: HashMap<Digest32, Entry>,
-    /// When grants expire, seconds since 1970.
-    expiries: HashMap<Digest32, u32>,
-    records: u64,
-    /// Since when nothing waits for its delay any more.
-    flushed: Option<Instant>,
-}
-
-impl Book {
-    /// When a claim on this grant is due that may wait so long.
-    fn due(&self, grant: &Digest32, wait: Duration) -> Instant {
-        match self.flushed {
-            Some(start) => start,
-            None => Instant::now() + wait.min(self.left(grant).unwrap_or_default()),
-        }
-    }
-
-    /// When a claim that failed is tried again.
-    fn retry(&self, grant: &Digest32, pause: Duration) -> Instant {
-        let left = self.left(grant).unwrap_or(pause);
-        Instant::now() + pause.min(left.max(RETRY_URGENT))
-    }
-
-    /// How long settling may still wait; `None` if the grant's expiry is not known.
-    fn left(&self, grant: &Digest32) -> Option<Duration> {
-        let expires = Duration::from_secs((*self.expiries.get(grant)?).into());
-        Some(expires.saturating_sub(Duration::from_secs(now_s()) + EXPIRY_LEAD))
     }
 }
 
@@ -206,15 +120,49 @@ impl Settler {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of when a grant expires, seconds since 1970: its vouchers are settled before, whatever the
-    /// delay.
-    pub fn learn_expiry(&self, grant: Digest32, expires_s: u32) {
+    /// Takes up what the chain showed of a grant: its vouchers are settled before it expires, whatever the delay.
+    /// Returns whether that is news.
+    pub fn learn(&self, seen: &Seen) -> bool {
         let mut book = self.book();
-        if book.expiries.len() >= EXPIRIES_MAX {
-            let now_s = now_s();
-            book.expiries.retain(|_, expires_s| u64::from(*expires_s) > now_s);
+        if let Some(entry) = book.entries.get_mut(&seen.grant) {
+            let known = (entry.expires_s, entry.prices, entry.settled_nano);
+            // An answer may be older than the last one; what is drawn only grows.
+            let paid_nano = seen.paid_nano.max(entry.settled_nano);
+            let shown = (Some(seen.expires_s), seen.prices, paid_nano);
+            (entry.expires_s, entry.prices, entry.settled_nano) = shown;
+            return shown != known;
         }
-        book.expiries.insert(grant, expires_s);
+        if book.expiries.len() >= EXPIRIES_MAX {
+            book.expiries.retain(|_, expires_s| !is_past(*expires_s));
+        }
+        book.expiries.insert(seen.grant, seen.expires_s) != Some(seen.expires_s)
+    }
+
+    /// Opens the journal and takes up what it holds: claims on grants that expired long ago are closed, all others are
+    /// due. Also returns how many bytes of a torn last entry were cut.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn take_up(&self, path: &Path) -> Result<(Journal, u64), OpenError> {
+        let opened = Journal::open(path, |entry| match entry {
+            journal::Entry::Record(record) => self.note(&record),
+            journal::Entry::Seen(seen) => {
+                self.learn(&seen);
+            }
+        })?;
+        let now = Instant::now();
+        for entry in self.book().entries.values_mut() {
+            if entry
+                .expires_s
+                .is_some_and(|expires_s| ended_before(expires_s, FORGOTTEN_AFTER_S))
+            {
+                entry.settlement = entry.ended();
+                entry.due = None;
+            } else {
+                entry.due = Some(now);
+            }
+        }
+        Ok(opened)
     }
 
     /// Takes up a record that is on disk.
@@ -222,20 +170,20 @@ impl Settler {
         let voucher = &record.voucher;
         let mut book = self.book();
         book.records += 1;
-        let due = Some(book.due(&voucher.voucher.grant, self.delay));
-        let entry = book
-            .entries
-            .entry(voucher.voucher.grant)
-            .or_insert_with(|| Entry {
-                newest: voucher.clone(),
-                prices: self.prices,
-                settled_nano: 0,
-                settlement: Settlement::Pending,
-                due,
-                in_flight: false,
-                failures: 0,
-                looks: 0,
-            });
+        let grant = voucher.voucher.grant;
+        let due = Some(book.due(&grant, self.delay));
+        let expires_s = book.expiries.remove(&grant);
+        let entry = book.entries.entry(grant).or_insert_with(|| Entry {
+            newest: voucher.clone(),
+            prices: self.prices,
+            settled_nano: 0,
+            expires_s,
+            settlement: Settlement::Pending,
+            due,
+            in_flight: false,
+            failures: 0,
+            looks: 0,
+        });
         if is_newer(&entry.newest, voucher) {
             entry.newest = voucher.clone();
             // What is due already, or waits to be tried again, keeps its time.
@@ -267,15 +215,15 @@ impl Settler {
         (book.records, claims)
     }
 
-    /// Settles whatever is due, until it is dropped.
-    pub async fn run(&self, chain: impl Chain) {
+    /// Settles whatever is due, until it is dropped. What the chain shows goes to the journal.
+    pub async fn run(&self, chain: impl Chain, journal: SharedJournal) {
         let mut attempts = JoinSet::new();
         loop {
             while attempts.len() < PARALLEL_MAX
                 && let Some(voucher) = self.take_due()
             {
-                let (chain, settler) = (chain.clone(), self.clone());
-                attempts.spawn(async move { settler.attempt(&chain, voucher).await });
+                let (chain, journal, settler) = (chain.clone(), journal.clone(), self.clone());
+                attempts.spawn(async move { settler.attempt(&chain, &journal, voucher).await });
             }
             let next = self.next_due().filter(|_| attempts.len() < PARALLEL_MAX);
             tokio::select! {
@@ -315,6 +263,33 @@ impl Settler {
         }
     }
 
+    /// What is lost if the node is not started again in time; `None` if the chain shows all that the contract takes.
+    pub fn unsettled(&self) -> Option<String> {
+        let book = self.book();
+        let open: Vec<&Entry> = book
+            .entries
+            .values()
+            .filter(|entry| entry.in_flight || entry.due.is_some())
+            .collect();
+        let nano = open
+            .iter()
+            .map(|entry| entry.unpaid_nano())
+            .fold(0, u64::saturating_add);
+        let soon = match open.iter().filter_map(|entry| entry.expires_s).min() {
+            Some(expires_s) => {
+                let left_s = u64::from(expires_s).saturating_sub(now_s());
+                format!("within {} min", left_s / 60)
+            }
+            None => "soon".into(),
+        };
+        (!open.is_empty()).then(|| {
+            format!(
+                "{nano} nanoTON on {} grant(s) are not settled yet: start the node again {soon} to be paid",
+                open.len()
+            )
+        })
+    }
+
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.book().entries.values().filter_map(|entry| entry.due).min()
     }
@@ -322,42 +297,49 @@ impl Settler {
     fn take_due(&self) -> Option<SignedVoucher> {
         let now = Instant::now();
         let mut book = self.book();
+        // Whichever can be lost first; what has expired only has to be looked up.
+        let urgency = |entry: &&mut Entry| {
+            let expires_s = entry.expires_s.unwrap_or(u32::MAX);
+            (is_past(expires_s), expires_s, entry.due)
+        };
         let entry = book
             .entries
             .values_mut()
             .filter(|entry| entry.due.is_some_and(|due| due <= now))
-            .min_by_key(|entry| entry.due)?;
+            .min_by_key(urgency)?;
         entry.due = None;
         entry.in_flight = true;
         Some(entry.newest.clone())
     }
 
-    async fn attempt(&self, chain: &impl Chain, voucher: SignedVoucher) {
+    async fn attempt(&self, chain: &impl Chain, journal: &SharedJournal, voucher: SignedVoucher) {
         let grant = voucher.voucher.grant;
         let outcome = match timeout(ATTEMPT_LIMIT, settle(chain, &voucher)).await {
             Ok(outcome) => outcome,
             Err(_) => Outcome::Failed(format!("no result after {} s", ATTEMPT_LIMIT.as_secs())),
         };
         if let Outcome::Locked { locked, .. } = &outcome {
-            self.learn_expiry(grant, locked.expires_s);
+            let seen = Seen::new(grant, locked);
+            if self.learn(&seen) {
+                Journal::note_seen(journal, seen);
+            }
         }
-        self.conclude(&grant, &voucher, outcome);
+        if let Some(seen) = self.conclude(&grant, &voucher, outcome) {
+            Journal::note_seen(journal, seen);
+        }
         self.attempted.notify_waiters();
     }
 
-    fn conclude(&self, grant: &Digest32, tried: &SignedVoucher, outcome: Outcome) {
+    /// Returns what a later start is to know of a grant that was given up without ever having been seen.
+    fn conclude(&self, grant: &Digest32, tried: &SignedVoucher, outcome: Outcome) -> Option<Seen> {
         let mut book = self.book();
-        let expires_s = book.expiries.get(grant).copied();
-        let Some(entry) = book.entries.get_mut(grant) else {
-            return;
-        };
+        let entry = book.entries.get_mut(grant)?;
+        let mut given_up = None;
         entry.in_flight = false;
         let failures = std::mem::take(&mut entry.failures);
         let failed = match outcome {
-            Outcome::Locked { locked, settlement } => {
+            Outcome::Locked { settlement, .. } => {
                 entry.looks = 0;
-                entry.settled_nano = locked.paid_nano;
-                entry.prices = locked.prices;
                 match settlement {
                     Ok(settlement) => {
                         entry.settlement = settlement;
@@ -369,13 +351,19 @@ impl Settler {
             Outcome::Gone => {
                 entry.looks = entry.looks.saturating_add(1);
                 // The contract releases a grant only after it expired: before that, the liteserver is behind.
-                if expires_s.map_or(entry.looks >= LOOKS_MAX, is_past) {
+                if entry.expires_s.map_or(entry.looks >= LOOKS_MAX, is_past) {
                     let reason =
                         "the deposit has no such grant any more: it expired and its rest was released";
                     entry.looks = 0;
                     entry.settlement = Settlement::Closed {
                         reason: reason.into(),
                     };
+                    given_up = entry.expires_s.is_none().then(|| Seen {
+                        grant: *grant,
+                        expires_s: u32::try_from(now_s()).unwrap_or(u32::MAX),
+                        prices: entry.prices,
+                        paid_nano: entry.settled_nano,
+                    });
                     None
                 } else {
                     Some("the deposit shows no such grant".to_owned())
@@ -405,6 +393,7 @@ impl Settler {
         if let Some(reason) = failed {
             tracing::warn!(%grant, reason, "a voucher could not be settled; it is tried again");
         }
+        given_up
     }
 }
 
@@ -455,7 +444,7 @@ async fn settle(chain: &impl Chain, voucher: &SignedVoucher) -> Outcome {
         Settlement::Settled
     } else if is_past(locked.expires_s) {
         Settlement::Closed {
-            reason: format!("the grant expired with {raise_nano} nanoTON unpaid"),
+            reason: expired_with(raise_nano),
         }
     } else if raise_nano < minimum_nano {
         Settlement::Waiting {
@@ -478,14 +467,6 @@ async fn settle(chain: &impl Chain, voucher: &SignedVoucher) -> Outcome {
         locked,
         settlement: Ok(settlement),
     }
-}
-
-fn amount_nano(prices: Prices, voucher: &SignedVoucher) -> u64 {
-    prices.amount_nano(voucher.voucher.served).unwrap_or(u64::MAX)
-}
-
-fn is_past(expires_s: u32) -> bool {
-    u64::from(expires_s) + CLOCK_TOLERANCE_S < now_s()
 }
 
 fn chain_of(error: ChainError) -> String {

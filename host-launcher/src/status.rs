@@ -109,6 +109,9 @@ pub enum ToSupervisor {
     Down,
 }
 
+/// [`FromSupervisor::Stopped`] when there is nothing to add.
+pub const STOPPED: &str = "stopped";
+
 /// From the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

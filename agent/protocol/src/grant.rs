@@ -85,7 +85,7 @@ pub enum GrantError {
     /// Other prices than the launch document's.
     #[error("the grant's prices are not those of the launch document")]
     Prices,
-    /// No longer valid. Whether enough time is left to settle is for the host to judge.
+    /// No longer valid, or not long enough to settle what is served on it.
     #[error("the grant expires at {expires_s} s, it is now {now_s} s")]
     Expired {
         /// The grant's.

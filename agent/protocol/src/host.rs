@@ -3,6 +3,8 @@
 //! The agent dials [`HOST_CID`]; nothing the host answers is trusted beyond what the design allows: it can
 //! refuse service, and cheat itself.
 
+use std::time::Duration;
+
 use cocoon_evidence::Digest32;
 use serde::{Deserialize, Serialize};
 
@@ -20,12 +22,22 @@ pub const GUEST_TLS_PORT: u32 = 443;
 /// The guest takes [`ToGuest`] here.
 pub const GUEST_CONTROL_PORT: u32 = 7001;
 
+/// Once running requests have ended, or the grace of [`ToGuest::Shutdown`] has, the guest waits at most so long until
+/// the host has stored its last records. A host that ends it earlier loses them.
+pub const LAST_RECORDS_LIMIT: Duration = Duration::from_secs(8);
+
+/// So long before its grant expires the host has to have a voucher at the latest: time for two attempts at settling it.
+/// An answer that is not finished by then is cut off.
+pub const SETTLEMENT_LEAD: Duration = Duration::from_secs(180);
+
 /// Agent to host. Each request is answered by one [`FromHost`] on the same connection, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToHost {
     /// Asks for the launch document: [`FromHost::Launch`].
     Launch,
+    /// Asks for endorsements anew, because they age: [`FromHost::Endorsements`].
+    Endorsements,
     /// Tells how far the boot is: [`FromHost::Ok`].
     Stage {
         /// What was just reached.
@@ -77,6 +89,12 @@ pub enum FromHost {
         document: Vec<u8>,
         /// Collateral for the platform's evidence (JSON). Signed by the platform's vendor and checked by
         /// clients; to the agent it is opaque.
+        #[serde(with = "base64_bytes")]
+        endorsements: Vec<u8>,
+    },
+    /// The endorsements to pass on from now on.
+    Endorsements {
+        /// As in [`FromHost::Launch`].
         #[serde(with = "base64_bytes")]
         endorsements: Vec<u8>,
     },

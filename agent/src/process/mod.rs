@@ -45,6 +45,10 @@ pub(crate) const ENGINE: &str = "the engine";
 /// Open files that libtorch, the model and the tokenizer need, with room.
 const OPEN_FILES_MAX: u64 = 256;
 
+/// Of its first thread's stack, as Linux starts every program with. It could otherwise raise that limit and take by it
+/// what its heap may not have; the stacks of other threads count as heap.
+const STACK_BYTES_MAX: u64 = 8 << 20;
+
 /// Threads of the engine for each that computes: OpenMP's, and at most as many of libtorch's other pool and of the
 /// tokenizer's; all that twice, since an engine that was killed may still be ending when the next one starts.
 const THREADS_FOR_EACH_MAX: u64 = 8;
@@ -248,7 +252,7 @@ impl Drop for KillOnDrop {
 mod confine {
     use std::os::unix::process::CommandExt as _;
 
-    use super::{Command, ENGINE_SOCKET_FD, OPEN_FILES_MAX, Ruleset, io};
+    use super::{Command, ENGINE_SOCKET_FD, OPEN_FILES_MAX, Ruleset, STACK_BYTES_MAX, io};
 
     /// What the child does to itself. Made before the fork: after it nothing can be allocated.
     pub(super) struct Confinement {
@@ -283,6 +287,7 @@ mod confine {
             limit(libc::RLIMIT_CORE, 0)?;
             limit(libc::RLIMIT_NOFILE, OPEN_FILES_MAX)?;
             limit(libc::RLIMIT_DATA, confinement.memory_bytes_max)?;
+            limit(libc::RLIMIT_STACK, STACK_BYTES_MAX)?;
             if let Some(threads_max) = confinement.threads_max {
                 limit(libc::RLIMIT_NPROC, threads_max)?;
             }

@@ -2,8 +2,8 @@
 //! refusal of everything else. What the kernel does not run for the engine, it cannot be attacked through.
 //!
 //! No sockets are made, so no vsock; no process is started but by the `exec` that starts the engine itself
-//! (Landlock leaves nothing else to execute); threads, but no forks. Refused calls fail with EACCES, so that a
-//! library that can do without goes on.
+//! (Landlock leaves nothing else to execute); threads, but no forks; no memory that its limits do not count. Refused
+//! calls fail with EACCES, so that a library that can do without goes on.
 
 use libc::sock_filter;
 
@@ -16,6 +16,7 @@ const X32: u32 = 0x4000_0000;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENT_0: u32 = 16;
+const ARGUMENT_3: u32 = 40;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EACCES as u32;
@@ -24,7 +25,6 @@ const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const ALLOWED: &[libc::c_long] = &[
     // Memory.
     libc::SYS_brk,
-    libc::SYS_mmap,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_mprotect,
@@ -122,6 +122,14 @@ pub(super) fn filter() -> Vec<sock_filter> {
         skip_if(libc::BPF_JEQ, libc::SYS_clone as u32, 0, 4),
         load(ARGUMENT_0),
         skip_if(libc::BPF_JSET, libc::CLONE_THREAD as u32, 0, 1),
+        answer(ALLOW),
+        answer(REFUSE),
+        // RLIMIT_DATA counts neither shared memory without a file nor what grows like a stack.
+        skip_if(libc::BPF_JEQ, libc::SYS_mmap as u32, 0, 6),
+        load(ARGUMENT_3),
+        skip_if(libc::BPF_JSET, libc::MAP_GROWSDOWN as u32, 3, 0),
+        skip_if(libc::BPF_JSET, libc::MAP_ANONYMOUS as u32, 0, 1),
+        skip_if(libc::BPF_JSET, libc::MAP_SHARED as u32, 1, 0),
         answer(ALLOW),
         answer(REFUSE),
     ];

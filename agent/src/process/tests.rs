@@ -62,6 +62,7 @@ async fn the_child_has_no_privileges_and_inherits_one_descriptor() {
 async fn attempts(attempts: &[&str], readable: &[&str]) -> Vec<String> {
     let mut script = "import os, ctypes, threading\n\
                           libc = ctypes.CDLL(None, use_errno=True)\n\
+                          libc.syscall.restype = ctypes.c_long\n\
                           def call(number, *arguments):\n\
                           \x20   if libc.syscall(number, *arguments) < 0: raise OSError(ctypes.get_errno(), '')\n\
                           def attempt(what):\n\
@@ -145,6 +146,20 @@ async fn a_child_that_takes_more_memory_than_it_may_fails_alone() {
     all_answer("MemoryError", &tried.each_ref().map(String::as_str), &[]).await;
     let tried = [format!("bytearray({})", MEMORY_BYTES_MAX / 4)];
     all_answer("done", &tried.each_ref().map(String::as_str), &[]).await;
+}
+
+#[tokio::test]
+async fn a_child_gets_no_memory_that_its_limits_do_not_count() {
+    // mmap, readable and writable: private without a file, as a heap is.
+    all_answer("done", &["call(9, 0, 4096, 3, 0x22, -1, 0)"], &[]).await;
+    // Shared without a file, with either flag for sharing; growing like a stack; prlimit64 for the stack itself.
+    let tried = [
+        "call(9, 0, 4096, 3, 0x21, -1, 0)",
+        "call(9, 0, 4096, 3, 0x23, -1, 0)",
+        "call(9, 0, 4096, 3, 0x122, -1, 0)",
+        "call(302, 0, 3, (ctypes.c_ulong * 2)(1 << 40, 1 << 40), None)",
+    ];
+    all_answer("PermissionError", &tried, &[]).await;
 }
 
 /// Process ids are the whole guest's: the agent ends when it cannot start a thread.

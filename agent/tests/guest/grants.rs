@@ -2,8 +2,8 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use cocoon_agent::serve::Deadlines;
-use cocoon_protocol::{SessionProof, TokenCounts};
+use cocoon_agent::{meter::now_s, serve::Deadlines};
+use cocoon_protocol::{SessionProof, TokenCounts, host::SETTLEMENT_LEAD};
 use ed25519_dalek::SigningKey;
 use hyper::StatusCode;
 use serde_json::json;
@@ -92,6 +92,24 @@ async fn credit_that_the_host_takes_back_is_not_served_upon() {
     let (status, body) = client.chat("count 1", json!({})).await;
     assert_eq!(status, StatusCode::PAYMENT_REQUIRED);
     assert_eq!(parse(&body)["error"]["code"], "no_credit");
+}
+
+/// The client chooses when its grant expires: what it asks for just before must be paid for all the same.
+#[tokio::test]
+async fn no_answer_goes_on_for_longer_than_its_voucher_can_be_settled() {
+    let world = World::start().await;
+    let left_s = 2;
+    let mut client = world.client().await;
+    let mut grant = world.grant(&mut client, &owner(), 1_000_000).await.grant;
+    grant.expires_s = u32::try_from(now_s() + SETTLEMENT_LEAD.as_secs() + left_s).unwrap();
+    let (status, _) = client.bind(&grant.sign(&owner()), &owner()).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, body) = client.chat("hang", json!({})).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(parse(&body)["choices"][0]["finish_reason"], "cancelled");
+    assert_eq!(world.records(1).await[0].tokens.output, 1);
+    let (status, body) = client.chat("count 1", json!({})).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{:?}", parse(&body));
 }
 
 #[tokio::test]

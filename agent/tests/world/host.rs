@@ -26,14 +26,24 @@ pub(crate) struct Host {
     pub(crate) records: Mutex<Vec<UsageRecord>>,
     pub(crate) refused_records: AtomicU64,
     pub(crate) stages: Mutex<Vec<Stage>>,
+    pub(crate) newer_endorsements: Mutex<Option<Vec<u8>>>,
 }
+
+/// What the guest is given at boot.
+pub(crate) const ENDORSEMENTS: &[u8] = b"{\"endorsed\":true}";
 
 impl Host {
     fn answer(&self, request: ToHost) -> FromHost {
         match request {
             ToHost::Launch => FromHost::Launch {
                 document: self.document.clone(),
-                endorsements: b"{\"endorsed\":true}".to_vec(),
+                endorsements: ENDORSEMENTS.to_vec(),
+            },
+            ToHost::Endorsements => match self.newer_endorsements.lock().unwrap().clone() {
+                Some(endorsements) => FromHost::Endorsements { endorsements },
+                None => FromHost::Failed {
+                    reason: "none".into(),
+                },
             },
             ToHost::Stage { stage, .. } => {
                 self.stages.lock().unwrap().push(stage);

@@ -44,7 +44,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 pub(crate) use self::{
     client::{Client, NONCE, chat_body, events, owner},
     engine::{INPUT_TOKENS, Script},
-    host::{Host, HostDial, Queue},
+    host::{ENDORSEMENTS, Host, HostDial, Queue},
     machine::{Disk, Fake, NoGpus, OtherDisk, StuckDisk},
 };
 

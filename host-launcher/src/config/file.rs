@@ -25,6 +25,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) chain: ChainSection,
     #[serde(default)]
+    pub(super) tdx: TdxSection,
+    #[serde(default)]
     pub(super) tools: ToolsSection,
     #[serde(default)]
     pub(super) deadlines: Deadlines,
@@ -64,6 +66,12 @@ pub(super) struct ListenSection {
 pub(super) struct ChainSection {
     pub(super) address: Option<SocketAddr>,
     pub(super) global_config: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TdxSection {
+    pub(super) collateral: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -119,6 +119,11 @@ fn mistakes_are_named_with_what_to_do() {
         "[chain]\nglobal_config = \"g\"\n[listen]",
         "runs the chain itself",
     );
+    check(
+        "[listen]",
+        "[tdx]\ncollateral = \"c\"\n[listen]",
+        "is for platform = \"tdx\"",
+    );
     let long = "x".repeat(120);
     check("\"state\"", &format!("\"{long}\""), "choose a shorter one");
 }

@@ -29,8 +29,31 @@ pub(crate) fn record(agent: u8, number: u64) -> UsageRecord {
     }
 }
 
+/// The journal, its entries, and how many torn bytes were cut.
+fn open(path: &Path) -> Result<(Journal, Vec<Entry>, u64), OpenError> {
+    let mut entries = vec![];
+    let (journal, torn_bytes) = Journal::open(path, |entry| entries.push(entry))?;
+    Ok((journal, entries, torn_bytes))
+}
+
+fn records(numbers: std::ops::RangeInclusive<u64>) -> Vec<Entry> {
+    numbers.map(|number| Entry::Record(record(1, number))).collect()
+}
+
+fn seen() -> Seen {
+    Seen {
+        grant: Digest32::of(b"grant"),
+        expires_s: 1_800_000_000,
+        prices: Prices {
+            input_nano_per_kilotoken: 1,
+            output_nano_per_kilotoken: 2,
+        },
+        paid_nano: 3,
+    }
+}
+
 fn filled(path: &Path, records: u64) {
-    let (mut journal, _) = Journal::open(path).unwrap();
+    let (mut journal, ..) = open(path).unwrap();
     for number in 1..=records {
         assert!(journal.append(&record(1, number)).unwrap());
     }
@@ -41,9 +64,29 @@ fn records_survive_a_restart_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal");
     filled(&path, 3);
-    let (_, replay) = Journal::open(&path).unwrap();
-    assert_eq!(replay.records, [record(1, 1), record(1, 2), record(1, 3)]);
-    assert_eq!(replay.torn_bytes, 0);
+    let (_, entries, torn_bytes) = open(&path).unwrap();
+    assert_eq!(entries, records(1..=3));
+    assert_eq!(torn_bytes, 0);
+}
+
+#[test]
+fn what_the_chain_showed_stands_between_records_and_survives_likewise() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path, 1);
+    let (mut journal, ..) = open(&path).unwrap();
+    journal.append_seen(seen()).unwrap();
+    let length = std::fs::metadata(&path).unwrap().len();
+    journal.append(&record(1, 2)).unwrap();
+    let expected = [records(1..=1), vec![Entry::Seen(seen())], records(2..=2)].concat();
+    assert_eq!(open(&path).unwrap().1, expected);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
+    assert_eq!(open(&path).unwrap().1, records(1..=1));
 }
 
 #[test]
@@ -55,9 +98,9 @@ fn a_tail_torn_at_any_byte_is_cut_and_the_rest_kept() {
     let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     for cut in second + 1..whole.len() {
         std::fs::write(&path, &whole[..cut]).unwrap();
-        let (mut journal, replay) = Journal::open(&path).unwrap();
-        assert_eq!(replay.records, [record(1, 1)], "cut at {cut}");
-        assert_eq!(replay.torn_bytes, (cut - second) as u64);
+        let (mut journal, entries, torn_bytes) = open(&path).unwrap();
+        assert_eq!(entries, records(1..=1), "cut at {cut}");
+        assert_eq!(torn_bytes, (cut - second) as u64);
         assert!(journal.append(&record(1, 2)).unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), whole);
     }
@@ -71,10 +114,7 @@ fn damage_before_the_end_is_reported_and_nothing_is_cut() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[100] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    assert!(matches!(
-        Journal::open(&path),
-        Err(OpenError::Damaged { line: 1, .. })
-    ));
+    assert!(matches!(open(&path), Err(OpenError::Damaged { line: 1, .. })));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 
@@ -89,10 +129,7 @@ fn two_damaged_entries_at_the_end_are_no_crash_and_are_not_cut() {
     bytes[second] ^= 1;
     bytes[third] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    assert!(matches!(
-        Journal::open(&path),
-        Err(OpenError::Damaged { line: 2, .. })
-    ));
+    assert!(matches!(open(&path), Err(OpenError::Damaged { line: 2, .. })));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 
@@ -106,10 +143,7 @@ fn records_of_another_version_are_not_taken_for_a_crash() {
     for entries in [1, 2] {
         let bytes = bytes.repeat(entries);
         std::fs::write(&path, &bytes).unwrap();
-        assert!(matches!(
-            Journal::open(&path),
-            Err(OpenError::Foreign { line: 1, .. })
-        ));
+        assert!(matches!(open(&path), Err(OpenError::Foreign { line: 1, .. })));
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
     }
 }
@@ -120,7 +154,7 @@ fn a_record_delivered_twice_is_stored_once_even_across_a_restart() {
     let path = dir.path().join("journal");
     filled(&path, 2);
     let before = std::fs::read(&path).unwrap();
-    let (mut journal, _) = Journal::open(&path).unwrap();
+    let (mut journal, ..) = open(&path).unwrap();
     assert!(!journal.append(&record(1, 2)).unwrap());
     assert_eq!(std::fs::read(&path).unwrap(), before);
     assert!(
@@ -130,9 +164,25 @@ fn a_record_delivered_twice_is_stored_once_even_across_a_restart() {
 }
 
 #[test]
+fn numbers_are_kept_of_the_latest_agents_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = open(&dir.path().join("journal")).unwrap();
+    let agents = 1..=RECENT_AGENTS_MAX as u8;
+    for agent in agents.clone() {
+        assert!(journal.append(&record(agent, 1)).unwrap());
+    }
+    for agent in agents {
+        assert!(!journal.append(&record(agent, 1)).unwrap());
+    }
+    journal.append(&record(100, 1)).unwrap();
+    assert_eq!(journal.recent.len(), RECENT_AGENTS_MAX);
+    assert!(!journal.append(&record(2, 1)).unwrap());
+}
+
+#[test]
 fn a_number_used_for_another_record_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut journal, _) = Journal::open(&dir.path().join("journal")).unwrap();
+    let (mut journal, ..) = open(&dir.path().join("journal")).unwrap();
     journal.append(&record(1, 1)).unwrap();
     let mut other = record(1, 2);
     other.number = 1;
@@ -176,7 +226,8 @@ impl Storage for SmallDisk {
 
 #[test]
 fn a_full_disk_refuses_the_record_and_takes_it_once_there_is_room() {
-    let entry_bytes = encode(&record(1, 1)).len();
+    let encoded = |number| encode(&json_of(&record(1, number)));
+    let entry_bytes = encoded(1).len();
     for truncate_fails in [false, true] {
         let disk = SmallDisk {
             room: entry_bytes + entry_bytes / 2,
@@ -190,7 +241,7 @@ fn a_full_disk_refuses_the_record_and_takes_it_once_there_is_room() {
         journal.storage.room = entry_bytes * 4;
         journal.storage.truncate_fails = false;
         assert!(journal.append(&record(1, 2)).unwrap());
-        let expected = [encode(&record(1, 1)), encode(&record(1, 2))].concat();
+        let expected = [encoded(1), encoded(2)].concat();
         assert_eq!(journal.storage.bytes, expected);
     }
 }

@@ -5,7 +5,6 @@ mod open;
 mod shared;
 
 use std::{
-    collections::HashMap,
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -40,7 +39,6 @@ use crate::{
     exit::{Exit, Failure, OrExit as _},
     guest::{Backend, End, Guest, RunFiles, tail},
     guest_socket::GuestSocket,
-    journal::Journal,
     platform, programs,
     progress::Reporter,
     qemu::{Accelerator, Machine, Sockets, accelerator, kvm_works, open_kvm},
@@ -48,14 +46,14 @@ use crate::{
     services::{BootEvent, Services, Terms},
     settler::Settler,
     state_dir::{StateDir, write_atomically},
-    status::{NodeState, control_socket},
+    status::{NodeState, STOPPED, control_socket},
 };
 
 /// How long running requests may still take when the node is stopped.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
 /// How long the last settlements may take when the node is stopped; what is left waits in the journal.
-const FLUSH_LIMIT: Duration = Duration::from_secs(20);
+const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs a node until it is told to stop or its guest ends. Returns once nothing of it is left.
 ///
@@ -129,18 +127,19 @@ impl Node {
         let (chain, ton_config, local_chain) = open_chain(&config, state_dir.path()).await?;
         reporter.step(format!("chain: {}", ton_config.display()));
 
-        let (journal, replay) = Journal::open(&journal_path(state_dir.path())).or_exit(Exit::Internal)?;
         let delay = Duration::from_secs(config.settle_delay_s.into());
         let settler = Settler::new(config.prices, delay);
-        replay.records.iter().for_each(|record| settler.note(record));
-        if replay.torn_bytes > 0 {
+        let (journal, torn_bytes) = settler
+            .take_up(&journal_path(state_dir.path()))
+            .or_exit(Exit::Internal)?;
+        if torn_bytes > 0 {
             reporter.warn(format!(
-                "the journal's last entry was torn by a crash before it was acknowledged; {} bytes were cut",
-                replay.torn_bytes
+                "the journal's last entry was torn by a crash before it was acknowledged; {torn_bytes} bytes were cut"
             ));
         }
-        reporter.step(format!("journal: {} usage records", replay.records.len()));
+        reporter.step(format!("journal: {} usage records", settler.claims().0));
 
+        let journal = Arc::new(Mutex::new(journal));
         let (boot_sender, boot_events) = mpsc::channel(16);
         let (stop_sender, stop_requests) = mpsc::channel(4);
         let terms = Terms {
@@ -165,16 +164,16 @@ impl Node {
             document,
             endorsements,
             boot: boot_sender,
-            journal: Arc::new(Mutex::new(journal)),
+            journal: journal.clone(),
             settler: settler.clone(),
             chain: chain.clone(),
             terms,
-            credits: Mutex::new(HashMap::new()),
+            granted: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         let control = listen_for_control(state_dir.path()).or_exit(Exit::Internal)?;
         tasks.spawn(serve_control(control, shared.clone(), stop_sender));
-        tasks.spawn(async move { settler.run(chain).await });
+        tasks.spawn(async move { settler.run(chain, journal).await });
         Ok(Self {
             shared,
             services,
@@ -447,9 +446,13 @@ impl Node {
         }
         let _ = std::fs::remove_file(control_socket(&self.shared.config.state_dir));
         self.files.remove_sockets();
-        reporter.step("stopped");
+        let how = match self.shared.settler.unsettled() {
+            None => STOPPED.to_owned(),
+            Some(unsettled) => format!("{STOPPED}; {unsettled}"),
+        };
+        reporter.step(&how);
         if let Some(reply) = reply {
-            let _ = reply.send("stopped".into());
+            let _ = reply.send(how);
             // The answer is on its way through the control task.
             while timeout(Duration::from_secs(1), self.tasks.join_next())
                 .await

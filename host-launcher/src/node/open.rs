@@ -1,12 +1,14 @@
 //! What a node opens before its guest starts: platform, chain, addresses and programs.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read as _},
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
+use cocoon_evidence::{ENDORSEMENTS_BYTES_MAX, Endorsements};
 use cocoon_measurements::{Artifact, LaunchInputs, LaunchPlatform, Manifest, measure};
 use cocoon_settlement::{ChainClient, GlobalConfig, LocalChain, LocalChainHandle};
 use cocoon_simulator::{InitialRegisters, SimulatedPlatform, SimulatedTd};
@@ -96,20 +98,17 @@ pub(super) fn listen(socket: &GuestSocket, port: u32) -> Result<GuestListener, F
     })
 }
 
-pub(super) type Endorsements = Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>;
+pub(super) type EndorsementsSource = Box<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>;
 
 /// On a simulated platform, a TD whose registers come from the very bytes that QEMU is given.
 pub(super) fn start_platform(
     config: &Config,
     state_dir: &Path,
     reporter: &Reporter,
-) -> Result<(Option<SimulatedTd>, Endorsements), Failure> {
+) -> Result<(Option<SimulatedTd>, EndorsementsSource), Failure> {
     if config.spec.platform != LaunchPlatform::Simulated {
-        reporter.warn(
-            "platform = \"tdx\": this version was never run on TDX hardware and passes no endorsements on, so \
-             clients cannot verify this node",
-        );
-        return Ok((None, Box::new(|| Ok(vec![]))));
+        reporter.warn("platform = \"tdx\": this version was never run on TDX hardware");
+        return Ok((None, tdx_endorsements(config.tdx_collateral.clone(), reporter)));
     }
     let read = |path: PathBuf| {
         std::fs::read(&path)
@@ -142,10 +141,38 @@ pub(super) fn start_platform(
     let endorsements = move || {
         platform
             .collateral(now_s())
-            .map(|collateral| cocoon_evidence::Endorsements::of_tdx(collateral).encode())
+            .map(|collateral| Endorsements::of_tdx(collateral).encode())
             .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     };
     Ok((Some(td), Box::new(endorsements)))
+}
+
+/// Read whenever the guest asks, so that a newer file needs no restart.
+fn tdx_endorsements(collateral: Option<PathBuf>, reporter: &Reporter) -> EndorsementsSource {
+    let Some(path) = collateral else {
+        reporter.warn(
+            "node.toml names no [tdx] collateral: clients cannot verify this node. `cocoon-measure collateral \
+             fetch` writes it",
+        );
+        return Box::new(|| Ok(vec![]));
+    };
+    Box::new(move || read_collateral(&path))
+}
+
+fn read_collateral(path: &Path) -> Result<Vec<u8>, String> {
+    let failed = |why: &dyn std::fmt::Display| format!("[tdx] collateral {}: {why}", path.display());
+    let mut collateral = vec![];
+    File::open(path)
+        .and_then(|file| {
+            file.take(ENDORSEMENTS_BYTES_MAX as u64)
+                .read_to_end(&mut collateral)
+        })
+        .map_err(|error| failed(&error))?;
+    let endorsements = Endorsements::of_tdx(collateral).encode();
+    if endorsements.len() > ENDORSEMENTS_BYTES_MAX {
+        return Err(failed(&"this is larger than any collateral"));
+    }
+    Ok(endorsements)
 }
 
 pub(super) async fn open_chain(
@@ -178,4 +205,26 @@ pub(super) async fn open_chain(
         .context("connecting to the chain")
         .or_exit(Exit::Chain)?;
     Ok((client, path, local))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collateral_is_read_anew_and_what_cannot_be_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("collateral.json");
+        for collateral in [b"older".to_vec(), b"newer".to_vec()] {
+            std::fs::write(&path, &collateral).unwrap();
+            let read = Endorsements::decode(&read_collateral(&path).unwrap()).unwrap();
+            assert_eq!(read.tdx, collateral);
+        }
+        std::fs::write(&path, vec![0; ENDORSEMENTS_BYTES_MAX]).unwrap();
+        let refused = read_collateral(&path).unwrap_err();
+        assert!(refused.contains("larger than any"), "{refused}");
+        std::fs::remove_file(&path).unwrap();
+        let refused = read_collateral(&path).unwrap_err();
+        assert!(refused.contains("collateral.json: No such file"), "{refused}");
+    }
 }

@@ -1,12 +1,17 @@
 //! What a guest may ask of its host, and what it is told.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use cocoon_protocol::{AccountAddress, Grant, SignedVoucher};
 use cocoon_settlement::ChainError;
 use ed25519_dalek::SigningKey;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::Instant};
 
 use super::*;
-use crate::{guest_socket::GuestSocket, journal::tests::record};
+use crate::{
+    guest_socket::GuestSocket,
+    journal::{self, Entry, tests::record},
+};
 
 const PRICES: Prices = Prices {
     input_nano_per_kilotoken: 1,
@@ -15,11 +20,17 @@ const PRICES: Prices = Prices {
 const DELAY: Duration = Duration::from_secs(3600);
 const PAYOUT: AccountAddress = AccountAddress(Digest32([3; 32]));
 
+/// Always the same answer, and how often it was asked for.
 #[derive(Clone)]
-struct FixedChain(Result<Option<GrantState>, ()>);
+struct FixedChain(Result<Option<GrantState>, ()>, Arc<AtomicU32>);
+
+fn fixed(answer: Result<Option<GrantState>, ()>) -> FixedChain {
+    FixedChain(answer, Arc::default())
+}
 
 impl Chain for FixedChain {
     async fn grant(&self, _: AccountAddress, _: Digest32) -> Result<Option<GrantState>, ChainError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         self.0.map_err(|()| ChainError::Unreachable {
             tried: 2,
             last: "timed out".into(),
@@ -38,12 +49,32 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
+impl Fixture {
+    /// As if the chain had shown the grant of this record, with such a cap.
+    fn grant_credit(&self, record: &UsageRecord, cap_nano: u64) {
+        let voucher = &record.voucher.voucher;
+        let granted = Granted {
+            agent_key: voucher.agent_key,
+            contract: voucher.contract,
+            cap_nano,
+            expires_s: u32::MAX,
+        };
+        self.services.granted().insert(voucher.grant, granted);
+    }
+
+    fn journal(&self) -> Vec<Entry> {
+        let mut entries = vec![];
+        journal::read(&self.dir.path().join("journal"), |entry| entries.push(entry)).unwrap();
+        entries
+    }
+}
+
 async fn start(chain: FixedChain) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let socket = GuestSocket::Backend {
         base: dir.path().join("guest"),
     };
-    let (journal, _) = Journal::open(&dir.path().join("journal")).unwrap();
+    let (journal, _) = Journal::open(&dir.path().join("journal"), |_| {}).unwrap();
     let (sender, boot) = mpsc::channel(4);
     let services = Arc::new(Services {
         document: b"document".to_vec(),
@@ -57,7 +88,7 @@ async fn start(chain: FixedChain) -> Fixture {
             payout_address: PAYOUT,
             prices: PRICES,
         },
-        credits: Mutex::default(),
+        granted: Mutex::default(),
     });
     tokio::spawn(services.clone().serve(socket.listen(HOST_PORT).unwrap()));
     let guest = UnixStream::connect(dir.path().join(format!("guest_{HOST_PORT}")))
@@ -76,11 +107,24 @@ async fn ask(guest: &mut UnixStream, request: ToHost) -> FromHost {
     read_frame_async(guest).await.unwrap()
 }
 
+/// That of [`record`]'s first agent.
+fn agent() -> SigningKey {
+    SigningKey::from_bytes(&[1; 32])
+}
+
+fn record_on(grant: &SignedGrant, number: u64) -> UsageRecord {
+    let mut record = record(1, number);
+    let mut voucher = record.voucher.voucher;
+    (voucher.grant, voucher.contract) = (grant.grant.id(), grant.grant.contract);
+    record.voucher = voucher.sign(&agent());
+    record
+}
+
 fn signed_grant(expires_s: u32) -> SignedGrant {
     let grant = Grant {
         network: NetworkId::LOCAL,
         contract: AccountAddress(Digest32::ZERO),
-        agent_key: [1; 32],
+        agent_key: agent().verifying_key().to_bytes(),
         payout_address: PAYOUT,
         prices: PRICES,
         cap_nano: 500,
@@ -91,7 +135,7 @@ fn signed_grant(expires_s: u32) -> SignedGrant {
 
 fn locked() -> GrantState {
     GrantState {
-        agent_key: [1; 32],
+        agent_key: agent().verifying_key().to_bytes(),
         payout_address: PAYOUT,
         prices: PRICES,
         cap_nano: 500,
@@ -103,12 +147,16 @@ fn locked() -> GrantState {
 
 #[tokio::test]
 async fn document_and_boot_events_pass() {
-    let mut fixture = start(FixedChain(Ok(None))).await;
+    let mut fixture = start(fixed(Ok(None))).await;
     let expected = FromHost::Launch {
         document: b"document".to_vec(),
         endorsements: b"collateral".to_vec(),
     };
     assert_eq!(ask(&mut fixture.guest, ToHost::Launch).await, expected);
+    let expected = FromHost::Endorsements {
+        endorsements: b"collateral".to_vec(),
+    };
+    assert_eq!(ask(&mut fixture.guest, ToHost::Endorsements).await, expected);
     let stage = ToHost::Stage {
         stage: Stage::Agent,
         uptime_ms: 7,
@@ -123,7 +171,8 @@ async fn document_and_boot_events_pass() {
 
 #[tokio::test]
 async fn a_record_is_on_disk_before_it_is_acknowledged() {
-    let mut fixture = start(FixedChain(Ok(None))).await;
+    let mut fixture = start(fixed(Ok(None))).await;
+    fixture.grant_credit(&record(1, 1), 500);
     for _ in 0..2 {
         let request = ToHost::Record { record: record(1, 1) };
         assert_eq!(
@@ -131,8 +180,7 @@ async fn a_record_is_on_disk_before_it_is_acknowledged() {
             FromHost::Stored { number: 1 }
         );
     }
-    let stored = crate::journal::read(&fixture.dir.path().join("journal")).unwrap();
-    assert_eq!(stored, [record(1, 1)]);
+    assert_eq!(fixture.journal(), [Entry::Record(record(1, 1))]);
     assert_eq!(
         fixture.services.settler.claims().0,
         1,
@@ -142,7 +190,8 @@ async fn a_record_is_on_disk_before_it_is_acknowledged() {
 
 #[tokio::test]
 async fn a_forged_voucher_and_one_for_another_network_are_not_stored() {
-    let mut fixture = start(FixedChain(Ok(None))).await;
+    let mut fixture = start(fixed(Ok(None))).await;
+    fixture.grant_credit(&record(1, 1), 500);
     let mut forged = record(1, 1);
     forged.voucher.voucher.served.output += 1;
     let mut foreign = record(1, 1);
@@ -153,11 +202,7 @@ async fn a_forged_voucher_and_one_for_another_network_are_not_stored() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(
-        crate::journal::read(&fixture.dir.path().join("journal"))
-            .unwrap()
-            .is_empty()
-    );
+    assert_eq!(fixture.journal(), []);
 }
 
 #[tokio::test]
@@ -173,7 +218,7 @@ async fn credit_is_what_the_chain_holds_and_nothing_without_it() {
         (Ok(Some(locked())), 1_000, 0, "expires"),
     ];
     for (chain, expires_s, expected, says) in cases {
-        let mut fixture = start(FixedChain(chain)).await;
+        let mut fixture = start(fixed(chain)).await;
         let request = ToHost::Credit {
             grant: signed_grant(expires_s),
         };
@@ -190,7 +235,7 @@ async fn credit_is_what_the_chain_holds_and_nothing_without_it() {
 
 #[tokio::test]
 async fn trouble_with_the_chain_is_not_called_a_lack_of_credit() {
-    let mut fixture = start(FixedChain(Err(()))).await;
+    let mut fixture = start(fixed(Err(()))).await;
     let request = ToHost::Credit {
         grant: signed_grant(u32::MAX),
     };
@@ -204,28 +249,116 @@ async fn trouble_with_the_chain_is_not_called_a_lack_of_credit() {
 async fn the_expiry_of_a_grant_with_credit_is_known_to_the_settler() {
     let ends_soon_s = u32::try_from(now_s() + EXPIRY_MARGIN_S + 60).unwrap();
     for (expires_s, waits) in [(ends_soon_s, Duration::from_secs(180)), (u32::MAX, DELAY)] {
-        let chain = FixedChain(Ok(Some(GrantState {
+        let shown = GrantState {
             expires_s,
             ..locked()
-        })));
-        let mut fixture = start(chain).await;
+        };
+        let mut fixture = start(fixed(Ok(Some(shown)))).await;
         let grant = signed_grant(expires_s);
-        let mut voucher = record(1, 1).voucher.voucher;
-        voucher.grant = grant.grant.id();
-        let mut record = record(1, 1);
-        record.voucher = voucher.sign(&SigningKey::from_bytes(&[1; 32]));
-        ask(&mut fixture.guest, ToHost::Credit { grant }).await;
-        ask(&mut fixture.guest, ToHost::Record { record }).await;
+        let seen = Entry::Seen(Seen::new(grant.grant.id(), &shown));
+        let record = record_on(&grant, 1);
+        let credit = ToHost::Credit { grant };
+        for _ in 0..2 {
+            ask(&mut fixture.guest, credit.clone()).await;
+        }
+        let stored = ToHost::Record {
+            record: record.clone(),
+        };
+        ask(&mut fixture.guest, stored).await;
+        while fixture.journal().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let journal = fixture.journal();
+        assert!(
+            journal.contains(&seen) && journal.contains(&Entry::Record(record)),
+            "{journal:?}"
+        );
+        assert_eq!(journal.len(), 2);
         let due = fixture.services.settler.next_due().unwrap();
         let now = Instant::now();
         assert!(due <= now + waits && due + Duration::from_secs(60) > now + waits);
     }
 }
 
+/// Its cap is reserved for this node until it expires: trouble with the chain is no reason to stop serving on it.
+#[tokio::test]
+async fn a_grant_that_the_chain_showed_once_is_not_looked_up_again() {
+    let chain = fixed(Ok(Some(locked())));
+    let mut fixture = start(chain.clone()).await;
+    for _ in 0..2 {
+        let credit = ToHost::Credit {
+            grant: signed_grant(u32::MAX),
+        };
+        match ask(&mut fixture.guest, credit).await {
+            FromHost::Credit { nano, .. } => assert_eq!(nano, 500),
+            other => panic!("{other:?}"),
+        }
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::resume();
+    }
+    assert_eq!(chain.1.load(Ordering::Relaxed), 1);
+    let expiring = ToHost::Credit {
+        grant: signed_grant(1_000),
+    };
+    assert!(matches!(
+        ask(&mut fixture.guest, expiring).await,
+        FromHost::Credit { nano: 0, .. }
+    ));
+}
+
+/// The contract would refuse them, and they would stand in the way of those that it takes.
+#[tokio::test]
+async fn records_that_their_grant_does_not_cover_are_not_stored() {
+    let mut fixture = start(fixed(Ok(Some(locked())))).await;
+    let grant = signed_grant(u32::MAX);
+    let good = record_on(&grant, 1);
+    let resigned = |change: fn(&mut Voucher), key: [u8; 32]| {
+        let mut record = record_on(&grant, 2);
+        let mut voucher = record.voucher.voucher;
+        change(&mut voucher);
+        let key = SigningKey::from_bytes(&key);
+        voucher.agent_key = key.verifying_key().to_bytes();
+        record.voucher = voucher.sign(&key);
+        record
+    };
+    let bad = [
+        (good.clone(), "gave no credit on"),
+        (resigned(|_| {}, [9; 32]), "another agent"),
+        (
+            resigned(|voucher| voucher.contract = PAYOUT, [1; 32]),
+            "another deposit",
+        ),
+        (
+            resigned(|voucher| voucher.served.input = 1_000_000, [1; 32]),
+            "over the grant's cap",
+        ),
+        (
+            resigned(|voucher| voucher.served.input = u64::MAX, [1; 32]),
+            "over the grant's cap",
+        ),
+    ];
+    for (number, (record, says)) in bad.into_iter().enumerate() {
+        match ask(&mut fixture.guest, ToHost::Record { record }).await {
+            FromHost::Failed { reason } => assert!(reason.contains(says), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        if number == 0 {
+            let credit = ToHost::Credit { grant: grant.clone() };
+            ask(&mut fixture.guest, credit).await;
+        }
+    }
+    let stored = ask(&mut fixture.guest, ToHost::Record { record: good.clone() }).await;
+    assert_eq!(stored, FromHost::Stored { number: 1 });
+    let records: Vec<_> = fixture.journal();
+    let records = records.iter().filter(|entry| matches!(entry, Entry::Record(_)));
+    assert_eq!(records.collect::<Vec<_>>(), [&Entry::Record(good)]);
+}
+
 #[tokio::test]
 async fn a_connection_with_garbage_ends_and_others_go_on() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut fixture = start(FixedChain(Ok(None))).await;
+    let mut fixture = start(fixed(Ok(None))).await;
     let path = fixture.dir.path().join(format!("guest_{HOST_PORT}"));
     let mut hostile = UnixStream::connect(path).await.unwrap();
     hostile.write_all(&[0xff; 64]).await.unwrap();

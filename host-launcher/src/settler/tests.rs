@@ -1,7 +1,7 @@
 //! When a voucher is settled, when it is tried again, and when it is given up.
 
-use cocoon_protocol::Prices;
-use tokio::sync::Semaphore;
+use cocoon_protocol::{Prices, TokenCounts};
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use super::*;
 use crate::journal::tests::record;
@@ -18,6 +18,40 @@ fn grant() -> Digest32 {
     record(1, 1).voucher.voucher.grant
 }
 
+/// That the chain showed it unpaid.
+fn expiring(expires_s: u32) -> Seen {
+    Seen {
+        grant: grant(),
+        expires_s,
+        prices: PRICES,
+        paid_nano: 0,
+    }
+}
+
+/// What was noted of grants, once it is so much.
+async fn noted(path: &Path, count: usize) -> Vec<Seen> {
+    loop {
+        let mut seen = vec![];
+        journal::read(path, |entry| {
+            if let journal::Entry::Seen(entry) = entry {
+                seen.push(entry);
+            }
+        })
+        .unwrap();
+        if seen.len() >= count {
+            return seen;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A journal in a folder that lasts as long as it.
+fn empty_journal() -> (tempfile::TempDir, SharedJournal) {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(&folder.path().join("journal"), |_| {}).unwrap();
+    (folder, Arc::new(Mutex::new(journal)))
+}
+
 /// A chain that holds one grant, and fails so many times before it works.
 #[derive(Clone)]
 struct FakeChain(Arc<Mutex<FakeState>>);
@@ -25,6 +59,7 @@ struct FakeChain(Arc<Mutex<FakeState>>);
 struct FakeState {
     grant: Option<GrantState>,
     failures: u32,
+    looks: u32,
     settled: Vec<u64>,
     /// A settlement waits for a permit of this.
     gate: Arc<Semaphore>,
@@ -44,6 +79,7 @@ impl FakeChain {
         Self(Arc::new(Mutex::new(FakeState {
             grant: Some(grant),
             failures,
+            looks: 0,
             settled: vec![],
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         })))
@@ -53,6 +89,10 @@ impl FakeChain {
         change(self.0.lock().unwrap().grant.as_mut().unwrap());
     }
 
+    fn looks(&self) -> u32 {
+        self.0.lock().unwrap().looks
+    }
+
     fn settled(&self) -> Vec<u64> {
         self.0.lock().unwrap().settled.clone()
     }
@@ -60,7 +100,9 @@ impl FakeChain {
 
 impl Chain for FakeChain {
     async fn grant(&self, _: AccountAddress, _: Digest32) -> Result<Option<GrantState>, ChainError> {
-        Ok(self.0.lock().unwrap().grant)
+        let mut state = self.0.lock().unwrap();
+        state.looks += 1;
+        Ok(state.grant)
     }
 
     async fn settle(&self, voucher: &SignedVoucher) -> Result<GrantState, ChainError> {
@@ -89,11 +131,23 @@ fn only_claim(settler: &Settler) -> Claim {
     claims.remove(0)
 }
 
+fn running(settler: &Settler, chain: &FakeChain, journal: &SharedJournal) -> JoinHandle<()> {
+    let (settler, chain, journal) = (settler.clone(), chain.clone(), journal.clone());
+    tokio::spawn(async move { settler.run(chain, journal).await })
+}
+
 async fn run_until(settler: &Settler, chain: &FakeChain, condition: impl Fn(&Settlement) -> bool) {
-    let running = tokio::spawn({
-        let (settler, chain) = (settler.clone(), chain.clone());
-        async move { settler.run(chain).await }
-    });
+    let (_folder, journal) = empty_journal();
+    run_noting_until(settler, chain, &journal, condition).await;
+}
+
+async fn run_noting_until(
+    settler: &Settler,
+    chain: &FakeChain,
+    journal: &SharedJournal,
+    condition: impl Fn(&Settlement) -> bool,
+) {
+    let running = running(settler, chain, journal);
     let reached = async {
         while !condition(&only_claim(settler).settlement) {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -130,6 +184,64 @@ async fn a_restart_does_not_settle_what_the_chain_shows() {
         settler.note(&record(1, 1));
         run_until(&settler, &chain, is_settled).await;
     }
+    assert_eq!(chain.settled().len(), 1);
+}
+
+/// Months of grants must not stand in front of the first new voucher.
+#[tokio::test]
+async fn a_later_start_asks_nothing_about_grants_that_have_expired() {
+    let (served, all_nano) = (record(1, 1).voucher.voucher.served, 120_000_000);
+    assert_eq!(PRICES.amount_nano(served), Some(all_nano));
+    for paid_nano in [all_nano, 0] {
+        let chain = FakeChain::new(0);
+        chain.change(|grant| {
+            grant.expires_s = 1_000;
+            if paid_nano > 0 {
+                (grant.served, grant.paid_nano) = (served, paid_nano);
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let settler = Settler::new(PRICES, Duration::ZERO);
+        let (mut journal, _) = settler.take_up(&path).unwrap();
+        journal.append(&record(1, 1)).unwrap();
+        settler.note(&record(1, 1));
+        let journal = Arc::new(Mutex::new(journal));
+        run_noting_until(&settler, &chain, &journal, Settlement::is_final).await;
+        assert_eq!(chain.looks(), 1);
+        noted(&path, 1).await;
+
+        let later = Settler::new(PRICES, Duration::ZERO);
+        later.take_up(&path).unwrap();
+        assert_eq!(later.next_due(), None);
+        assert_eq!(later.claims(), settler.claims());
+        assert_eq!(only_claim(&later).settled_nano, paid_nano);
+    }
+}
+
+#[tokio::test]
+async fn what_the_chain_shows_is_noted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let chain = FakeChain::new(0);
+    for _ in 0..3 {
+        let settler = Settler::new(PRICES, HOUR);
+        let (mut journal, _) = settler.take_up(&path).unwrap();
+        journal.append(&record(1, 1)).unwrap();
+        settler.note(&record(1, 1));
+        assert!(
+            settler.next_due().unwrap() <= Instant::now(),
+            "not expired: to be looked up"
+        );
+        let journal = Arc::new(Mutex::new(journal));
+        run_noting_until(&settler, &chain, &journal, is_settled).await;
+    }
+    let seen: Vec<_> = noted(&path, 1)
+        .await
+        .iter()
+        .map(|seen| (seen.expires_s, seen.paid_nano))
+        .collect();
+    assert_eq!(seen, [(u32::MAX, chain.settled()[0])]);
     assert_eq!(chain.settled().len(), 1);
 }
 
@@ -178,13 +290,13 @@ async fn a_voucher_below_the_minimum_waits_for_the_next() {
 #[tokio::test]
 async fn a_voucher_is_settled_before_its_grant_expires_whatever_the_delay() {
     let settler = Settler::new(PRICES, HOUR);
-    let lead_s = EXPIRY_LEAD.as_secs();
-    settler.learn_expiry(grant(), u32::try_from(now_s() + lead_s).unwrap());
+    let lead_s = SETTLEMENT_LEAD.as_secs();
+    settler.learn(&expiring(u32::try_from(now_s() + lead_s).unwrap()));
     settler.note(&record(1, 1));
     run_until(&settler, &FakeChain::new(0), is_settled).await;
     // A minute before that, it still waits for later ones.
     let settler = Settler::new(PRICES, HOUR);
-    settler.learn_expiry(grant(), u32::try_from(now_s() + lead_s + 60).unwrap());
+    settler.learn(&expiring(u32::try_from(now_s() + lead_s + 60).unwrap()));
     settler.note(&record(1, 1));
     let due = settler.next_due().unwrap();
     let now = Instant::now();
@@ -234,7 +346,7 @@ async fn a_claim_on_an_expired_or_released_grant_is_closed_and_not_tried_for_eve
 async fn a_liteserver_that_is_behind_does_not_close_a_grant_that_has_not_expired() {
     let mut settler = Settler::new(PRICES, Duration::ZERO);
     settler.retry_first = Duration::from_millis(1);
-    settler.learn_expiry(grant(), u32::MAX);
+    settler.learn(&expiring(u32::MAX));
     settler.note(&record(1, 1));
     let chain = FakeChain::new(0);
     let shown = chain.0.lock().unwrap().grant.take();
@@ -268,6 +380,86 @@ fn only_looks_that_show_no_grant_count_towards_giving_it_up() {
     assert!(matches!(settlement, Settlement::Closed { .. }), "{settlement:?}");
 }
 
+#[tokio::test]
+async fn a_grant_that_was_given_up_is_noted_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let mut settler = Settler::new(PRICES, Duration::ZERO);
+    settler.retry_first = Duration::from_millis(1);
+    let (mut journal, _) = settler.take_up(&path).unwrap();
+    journal.append(&record(1, 1)).unwrap();
+    settler.note(&record(1, 1));
+    let chain = FakeChain::new(0);
+    chain.0.lock().unwrap().grant = None;
+    let journal = Arc::new(Mutex::new(journal));
+    run_noting_until(&settler, &chain, &journal, Settlement::is_final).await;
+    let seen = noted(&path, 1).await;
+    assert_eq!((seen[0].grant, seen[0].paid_nano), (grant(), 0));
+    assert!(u64::from(seen[0].expires_s) <= now_s());
+}
+
+/// Right after its start a host's clock can be hours ahead.
+#[tokio::test]
+async fn a_grant_that_seems_to_have_expired_lately_is_looked_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let (mut journal, _) = Journal::open(&path, |_| {}).unwrap();
+    journal.append(&record(1, 1)).unwrap();
+    for (ago_s, looked_up) in [(FORGOTTEN_AFTER_S - 60, true), (FORGOTTEN_AFTER_S + 60, false)] {
+        let expires_s = u32::try_from(now_s() - ago_s).unwrap();
+        journal.append_seen(expiring(expires_s)).unwrap();
+        let settler = Settler::new(PRICES, Duration::ZERO);
+        settler.take_up(&path).unwrap();
+        assert_eq!(settler.next_due().is_some(), looked_up);
+    }
+}
+
+#[test]
+fn what_can_be_lost_first_is_settled_first() {
+    let settler = Settler::new(PRICES, Duration::ZERO);
+    let voucher_on = |grant: &[u8]| {
+        let mut record = record(1, 1);
+        record.voucher.voucher.grant = Digest32::of(grant);
+        record
+    };
+    let now_s = u32::try_from(now_s()).unwrap();
+    let expiries = [
+        ("unknown", None),
+        ("expired", Some(now_s - 3600)),
+        ("late", Some(now_s + 7200)),
+        ("soon", Some(now_s + 60)),
+    ];
+    for (name, expires_s) in expiries {
+        let record = voucher_on(name.as_bytes());
+        if let Some(expires_s) = expires_s {
+            let grant = record.voucher.voucher.grant;
+            settler.learn(&Seen {
+                grant,
+                ..expiring(expires_s)
+            });
+        }
+        settler.note(&record);
+    }
+    for name in ["soon", "late", "unknown", "expired"] {
+        let taken = settler.take_due().unwrap().voucher.grant;
+        assert_eq!(taken, Digest32::of(name.as_bytes()), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_settled_is_said_with_its_amount_and_time() {
+    let settler = Settler::new(PRICES, HOUR);
+    assert_eq!(settler.unsettled(), None);
+    settler.learn(&expiring(u32::try_from(now_s() + 3630).unwrap()));
+    settler.note(&record(1, 1));
+    let said = settler.unsettled().unwrap();
+    assert!(said.contains("120000000 nanoTON on 1 grant(s)"), "{said}");
+    assert!(said.contains("within 60 min"), "{said}");
+    let taken = settler.take_due();
+    assert!(taken.is_none(), "it waits for its delay");
+    assert!(settler.unsettled().is_some());
+}
+
 #[test]
 fn a_log_that_cannot_be_written_loses_no_claim() {
     fn broken_log() -> std::io::Sink {
@@ -296,14 +488,12 @@ fn a_log_that_cannot_be_written_loses_no_claim() {
 #[tokio::test]
 async fn a_flush_settles_what_was_served_while_an_older_voucher_was_on_its_way() {
     let settler = Settler::new(PRICES, HOUR);
-    settler.learn_expiry(grant(), u32::MAX);
+    settler.learn(&expiring(u32::MAX));
     let chain = FakeChain::new(0);
     let gate = Arc::new(Semaphore::new(0));
     chain.0.lock().unwrap().gate = gate.clone();
-    let running = tokio::spawn({
-        let (settler, chain) = (settler.clone(), chain.clone());
-        async move { settler.run(chain).await }
-    });
+    let (_folder, journal) = empty_journal();
+    let running = running(&settler, &chain, &journal);
     settler.note(&record(1, 1));
     let flushing = tokio::spawn({
         let settler = settler.clone();
@@ -323,8 +513,8 @@ async fn a_flush_settles_what_was_served_while_an_older_voucher_was_on_its_way()
 fn a_retry_is_not_put_off_beyond_the_expiry() {
     let settler = Settler::new(PRICES, HOUR);
     let waits = |left_s: u64| {
-        let expires_s = now_s() + EXPIRY_LEAD.as_secs() + left_s;
-        settler.learn_expiry(grant(), u32::try_from(expires_s).unwrap());
+        let expires_s = now_s() + SETTLEMENT_LEAD.as_secs() + left_s;
+        settler.learn(&expiring(u32::try_from(expires_s).unwrap()));
         let retry = settler.book().retry(&grant(), RETRY_LAST);
         retry.saturating_duration_since(Instant::now())
     };
@@ -336,13 +526,11 @@ fn a_retry_is_not_put_off_beyond_the_expiry() {
 #[tokio::test]
 async fn a_flush_does_not_wait_for_the_delay() {
     let settler = Settler::new(PRICES, HOUR);
-    settler.learn_expiry(grant(), u32::MAX);
+    settler.learn(&expiring(u32::MAX));
     settler.note(&record(1, 1));
     let chain = FakeChain::new(0);
-    let running = tokio::spawn({
-        let (settler, chain) = (settler.clone(), chain.clone());
-        async move { settler.run(chain).await }
-    });
+    let (_folder, journal) = empty_journal();
+    let running = running(&settler, &chain, &journal);
     settler.flush(Duration::from_secs(1)).await;
     assert_eq!(chain.settled().len(), 1);
     running.abort();

@@ -94,6 +94,7 @@ impl Host {
                 document: self.document.clone(),
                 endorsements: vec![],
             },
+            ToHost::Endorsements => FromHost::Endorsements { endorsements: vec![] },
             ToHost::Stage { .. } | ToHost::BootFailed { .. } => FromHost::Ok,
             ToHost::Credit { .. } => FromHost::Credit {
                 nano: CREDIT_NANO,
