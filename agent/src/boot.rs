@@ -314,20 +314,18 @@ async fn fetch_launch(host: &HostClient) -> Result<(Vec<u8>, Vec<u8>), BootError
     else {
         return Err(HostError::Unexpected.into());
     };
-    check_size("launch document", &document, LAUNCH_DOCUMENT_BYTES_MAX)?;
-    check_size("endorsements", &endorsements, ENDORSEMENTS_BYTES_MAX)?;
-    Ok((document, endorsements))
-}
-
-fn check_size(what: &'static str, bytes: &[u8], bytes_max: usize) -> Result<(), BootError> {
-    if bytes.len() > bytes_max {
-        return Err(BootError::TooLarge {
+    let bounds = [
+        ("launch document", document.len(), LAUNCH_DOCUMENT_BYTES_MAX),
+        ("endorsements", endorsements.len(), ENDORSEMENTS_BYTES_MAX),
+    ];
+    match bounds.into_iter().find(|(_, bytes, bytes_max)| bytes > bytes_max) {
+        Some((what, bytes, bytes_max)) => Err(BootError::TooLarge {
             what,
-            bytes: bytes.len(),
+            bytes,
             bytes_max,
-        });
+        }),
+        None => Ok((document, endorsements)),
     }
-    Ok(())
 }
 
 /// The event is the very table that the kernel is given, and is extended before the kernel reads the disk.

@@ -55,12 +55,13 @@ pub(super) async fn withdraw(args: &WithdrawArgs) -> Result<(), Failure> {
 
 /// Another order has another number, and would pay once more.
 fn unsure(error: PayError, order: &Withdrawal) -> Failure {
-    let may_come = matches!(
+    // What was sent may be kept for later, whatever a server says of it.
+    let was_not_sent = matches!(
         error,
-        PayError::Chain(ChainError::Timeout { .. } | ChainError::Unreachable { .. })
+        PayError::Chain(ChainError::Invalid { .. } | ChainError::InsufficientFunds { .. })
     );
     let mut failure = Failure::of(error);
-    if may_come {
+    if !was_not_sent {
         failure.error = failure.error.context(format!(
             "order {} may yet be carried out, until {} s: a second one would pay a second time; look at `cocoon deposit \
              status` first",
@@ -169,6 +170,12 @@ mod tests {
             meaning: "its number is used".into(),
         };
         let told = format!("{:#}", unsure(refused.into(), &order).error);
+        assert!(told.contains("may yet"), "{told}");
+        let invalid = ChainError::Invalid {
+            operation: "withdraw",
+            reason: "another network".into(),
+        };
+        let told = format!("{:#}", unsure(invalid.into(), &order).error);
         assert!(!told.contains("may yet"), "{told}");
     }
 }

@@ -75,10 +75,6 @@ const ERRORS: &[(i32, &str)] = &[
     (0xffff, "the contract does not know this operation"),
 ];
 
-/// No deposit has more grants. The contract locks one only in a dictionary whose cells are at most 12 deep, of
-/// which a grant's terms take one: so at most 2^11 were there before it.
-const GRANTS_MAX: usize = (1 << 11) + 1;
-
 /// [`cocoon_protocol::Grant::signed_bytes`], as the contract keeps them.
 const TERMS_BITS: u16 = 124 * 8;
 
@@ -243,19 +239,16 @@ impl DepositState {
         if !data.is_empty() {
             return Err(Error::InvalidData);
         }
-        // Cells that are referenced twice can make a dictionary of a few KB without end.
+        // A dictionary of a few cells that are referenced twice has entries without end, but not one more with terms
+        // of its own.
         let grants = grants
             .iter()
-            .take(GRANTS_MAX + 1)
             .map(|entry| {
                 let (id, mut value) = entry?;
                 let id = Digest32(id.0);
                 Ok((id, GrantState::read(&id, &mut value)?))
             })
-            .collect::<Result<Vec<_>, Error>>()?;
-        if grants.len() > GRANTS_MAX {
-            return Err(Error::InvalidData);
-        }
+            .collect::<Result<_, Error>>()?;
         Ok(Some(Self {
             network,
             owner,

@@ -1,7 +1,7 @@
 //! Reading an account: proven against the block that the server names, and not from long ago.
 //!
-//! A server that stands still proves every word of an old state, so the state's own time counts, which the block
-//! proves too. It is held against this machine's clock; the next server shows which of the two is wrong.
+//! A server that stands still proves every word of an old state, so the state's own time is held against this machine's
+//! clock; the next server shows which of the two is wrong. A server that lies makes up a block with any time.
 
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{AccountAddress, NetworkId};
@@ -15,7 +15,7 @@ use tycho_types::models::Account;
 use super::{ChainClient, ChainError, bad_answer, now_s, unexpected};
 use crate::{
     connection::{Connection, error_text},
-    proof::{self, ProvenAccount},
+    proof,
 };
 
 const REQUEST: &str = "getAccountState";
@@ -24,43 +24,33 @@ const REQUEST: &str = "getAccountState";
 const BEHIND_MAX_S: u64 = 5 * 60;
 
 impl ChainClient {
-    /// An account as of the last block, proven against it. A server that is behind is left for the next one, until
-    /// all have been asked once.
+    /// An account as of the last block, proven against it. A server whose answer is of no use is left for the next one,
+    /// until all have been asked once.
     pub(super) async fn account(&self, address: &AccountAddress) -> Result<Option<Account>, ChainError> {
         let mut connection = self.connection.lock().await;
         let mut tries = connection.servers();
         loop {
-            let proven = self.proven_account(&mut connection, address).await?;
-            let Err(behind) = check_freshness(proven.gen_utime_s, now_s(), self.network) else {
-                return Ok(proven.account);
-            };
+            let read = self.read_account(&mut connection, address).await;
+            if !matches!(
+                read,
+                Err(ChainError::BadAnswer { .. } | ChainError::WrongNetwork { .. })
+            ) {
+                return read;
+            }
             let server = connection.server();
             connection.leave_server(server);
             tries -= 1;
             if tries == 0 {
-                return Err(behind);
+                return read;
             }
         }
-    }
-
-    async fn proven_account(
-        &self,
-        connection: &mut Connection,
-        address: &AccountAddress,
-    ) -> Result<ProvenAccount, ChainError> {
-        let read = self.read_account(connection, address).await;
-        if let Err(ChainError::BadAnswer { .. } | ChainError::WrongNetwork { .. }) = &read {
-            // The same server would say the same again; whether to ask again is the caller's to say.
-            connection.leave_server(connection.server());
-        }
-        read
     }
 
     async fn read_account(
         &self,
         connection: &mut Connection,
         address: &AccountAddress,
-    ) -> Result<ProvenAccount, ChainError> {
+    ) -> Result<Option<Account>, ChainError> {
         let last = match connection.ask(Request::GetMasterchainInfo).await? {
             Response::MasterchainInfo(info) => info.last,
             Response::Error(error) => return Err(server_error("getMasterchainInfo", &error)),
@@ -87,7 +77,8 @@ impl ChainClient {
                 found: proven.network,
             });
         }
-        Ok(proven)
+        check_freshness(proven.gen_utime_s, now_s(), self.network)?;
+        Ok(proven.account)
     }
 }
 

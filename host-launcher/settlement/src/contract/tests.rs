@@ -64,20 +64,6 @@ fn terms_under_an_id_that_is_not_theirs_are_refused() {
 }
 
 #[test]
-fn more_grants_than_the_contract_can_hold_are_refused() {
-    let mut entries: Vec<_> = (0..=GRANTS_MAX as u32)
-        .map(|expires_s| (HashBytes(terms(expires_s).id().0), entry(&terms(expires_s))))
-        .collect();
-    entries.sort_by_key(|(id, _)| *id);
-    let count = |entries: &[_]| {
-        let grants = Entries::try_from_sorted_slice(entries).unwrap();
-        read(&grants).map(|grants| grants.len())
-    };
-    assert_eq!(count(&entries), Err(Error::InvalidData));
-    assert_eq!(count(&entries[1..]), Ok(GRANTS_MAX));
-}
-
-#[test]
 fn a_dictionary_whose_forks_lead_twice_to_the_same_cell_is_refused_at_once() {
     const FORKS: u16 = 40;
     let mut leaf = CellBuilder::new();
