@@ -115,8 +115,10 @@ async fn drive(mut job: Job, client: mpsc::Sender<Piece>) {
             Ok(Event::Failed(fault, reason)) => break failed(fault, &reason),
         }
     };
-    // A client that is gone does not take it, and needs not.
-    let _ = timeout(CLIENT_DEADLINE, client.send(last)).await;
+    // Without all of its text an answer must not look complete: its receipt is over the whole.
+    if !gone {
+        let _ = timeout(CLIENT_DEADLINE, client.send(last)).await;
+    }
 }
 
 /// Returns when there is no sense in generating any more.
@@ -127,7 +129,7 @@ async fn over(client: &mpsc::Sender<Piece>, reservation: &Reservation) {
     }
 }
 
-/// `None` if the client left before the engine began: there is nothing to charge.
+/// `None` if the answer was ended before the engine began: there is nothing to charge.
 fn settle(job: Job, answer: &str, reason: FinishReason, tokens: TokenCounts) -> Option<End> {
     if tokens == TokenCounts::default() {
         return None;

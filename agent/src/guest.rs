@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use cocoon_protocol::host::{LAST_RECORDS_LIMIT, Stage};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -25,8 +25,8 @@ use crate::{
     transport::{Dial, Listen},
 };
 
-/// Of [`LAST_RECORDS_LIMIT`], for answers that are ended before they are finished.
-const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(3);
+/// For clients to take an answer that was ended before it was finished.
+const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 
 /// Why a guest stopped serving without being asked to.
@@ -124,7 +124,8 @@ pub async fn run(
         };
         let end = Instant::now() + LAST_RECORDS_LIMIT;
         // Where answers were ended just now, the engine has yet to say how far they came, and clients to hear it.
-        let _ = timeout(LAST_ANSWERS_LIMIT, drain(&service)).await;
+        let _ = timeout_at(end, finished(&meter)).await;
+        let _ = timeout(LAST_ANSWERS_LIMIT, service.closing.all_taken()).await;
         if !outbox.flushed(end).await {
             warn!(target: EXPORT, "{} usage records are lost", outbox.waiting());
         }
@@ -144,10 +145,15 @@ async fn lost(gpus: Option<&mut Watched>) -> GpuError {
     }
 }
 
-/// Waits for what runs, whether its client is there or not, and for clients to take their answers.
-async fn drain(service: &Service) {
-    while service.meter.running() > 0 {
+/// Waits until no request runs.
+async fn finished(meter: &Meter) {
+    while meter.running() > 0 {
         sleep(DRAIN_STEP).await;
     }
+}
+
+/// Waits for what runs, whether its client is there or not, and for clients to take their answers.
+async fn drain(service: &Service) {
+    finished(&service.meter).await;
     service.closing.all_taken().await;
 }

@@ -135,7 +135,7 @@ pub struct Finished<'a> {
     pub request: &'a [u8],
     /// The text of the answer.
     pub answer: &'a str,
-    /// `stop`, `length` or `cancelled`.
+    /// `stop` or `length`.
     pub reason: &'static str,
 }
 

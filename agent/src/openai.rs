@@ -292,8 +292,8 @@ pub struct Answer {
 pub fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
+        // Of an answer that was ended early, whoever is still there has not got all either.
+        FinishReason::Length | FinishReason::Cancelled => "length",
     }
 }
 

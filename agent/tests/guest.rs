@@ -172,9 +172,14 @@ async fn endorsements_are_renewed_and_kept_where_the_host_gives_none() {
     let newer = b"newer".to_vec();
     let give = |endorsements| *world.host.newer_endorsements.lock().unwrap() = endorsements;
     give(Some(newer.clone()));
-    while served().await == ENDORSEMENTS {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let renewed = async {
+        while served().await == ENDORSEMENTS {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), renewed)
+        .await
+        .unwrap();
     for useless in [None, Some(vec![0; ENDORSEMENTS_BYTES_MAX + 1])] {
         give(useless);
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -409,8 +414,11 @@ async fn a_client_that_never_takes_its_answer_holds_up_a_shutdown_only_so_long()
 async fn an_answer_that_takes_longer_than_the_grace_is_cut_off_and_charged_as_far_as_it_came() {
     let mut world = World::start().await;
     let (mut client, _) = world.paying_client().await;
-    let _hanging = client.stream("hang").await;
+    let response = client.stream("hang").await;
     world.shut_down(Duration::from_millis(100)).await;
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(events(&body).iter().any(|event| event.contains("t1 ")));
+    assert!(events(&body).iter().any(|event| event.contains("\"receipt\"")));
     world.ended().await;
     assert_eq!(world.records(1).await[0].tokens.output, 1);
 }

@@ -32,8 +32,9 @@ pub(crate) enum Command {
     ///
     /// Verifies as `cocoon verify` does. Then locks a grant in your deposit (on the local chain the deposit is
     /// filled from its faucet; elsewhere send coins to the address that `cocoon wallet address` prints for that
-    /// network), sends the prompt, prints the answer as it comes and checks the node's signed receipt. Without a prompt it goes on
-    /// with one question after the other from standard input; the conversation is kept in memory only.
+    /// network), sends the prompt, prints the answer as it comes and checks the node's signed receipt. Without a
+    /// prompt it goes on with one question after the other from standard input; the conversation is kept in memory
+    /// only.
     #[command(after_help = Exit::HELP)]
     Chat(ChatArgs),
     /// Serve OpenAI's API on this machine for any program, through verified nodes only

@@ -1,6 +1,6 @@
 //! The usage journal: what the provider is owed. A record is acknowledged to the agent only after it is on
 //! disk, because from then on the host alone has it. Between records stands what the chain showed of their grants:
-//! those that have expired need never be looked up again.
+//! those that expired long ago are not looked up again.
 //!
 //! One entry a line: `length sha256 json`. Entries are written one at a time, each synced before the next, so
 //! a crash can tear the last one only: that tail is cut at the next start. Any other damage is not a crash's,

@@ -18,7 +18,7 @@ use cocoon_launch::{
     relay,
     settler::Settlement,
     state_dir::StateDir,
-    status::{AskError, FromSupervisor, STOPPED, Status, ToSupervisor, ask},
+    status::{AskError, FromSupervisor, Status, ToSupervisor, ask},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -174,7 +174,9 @@ async fn up(node: &Node, supervise: bool) -> Result<(), Failure> {
 async fn down(state_dir: &Path) -> Result<Exit, Failure> {
     match ask(state_dir, ToSupervisor::Down).await {
         // What is not settled has to be known.
-        Ok(FromSupervisor::Stopped { how }) if how != STOPPED => eprintln!("{how}"),
+        Ok(FromSupervisor::Stopped {
+            unsettled: Some(unsettled),
+        }) => eprintln!("{unsettled}"),
         Ok(_) => {}
         Err(AskError::NotRunning(_)) => eprintln!("no node runs on {}", state_dir.display()),
         Err(error) => return Err(error).or_exit(Exit::Internal),

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     guest_socket::{GuestListener, GuestStream},
     journal::{Journal, Seen, SharedJournal},
-    settler::{Chain, Settler, is_past},
+    settler::{Chain, Settler},
 };
 
 /// The agent needs a handful of connections.
@@ -83,7 +83,6 @@ pub struct Granted {
     agent_key: [u8; 32],
     contract: cocoon_protocol::AccountAddress,
     cap_nano: u64,
-    expires_s: u32,
 }
 
 /// What a grant has to agree with for the host to have it served.
@@ -267,12 +266,8 @@ impl<C: Chain> Services<C> {
             agent_key: signed.grant.agent_key,
             contract: signed.grant.contract,
             cap_nano: signed.grant.cap_nano,
-            expires_s: signed.grant.expires_s,
         };
         let mut all = self.granted();
-        if all.len() >= GRANTED_MAX {
-            all.retain(|_, granted| !is_past(granted.expires_s));
-        }
         if all.len() >= GRANTED_MAX {
             return Err(format!(
                 "{GRANTED_MAX} grants are in use with this node; try another one"
@@ -282,8 +277,7 @@ impl<C: Chain> Services<C> {
         Ok(granted.cap_nano)
     }
 
-    /// A guest that was broken into could otherwise replace good vouchers by some that the contract refuses, or fill
-    /// the disk.
+    /// A guest that was broken into could otherwise replace good vouchers by some that the contract refuses.
     fn check_granted(&self, voucher: &Voucher) -> Result<(), String> {
         let granted = self.granted().get(&voucher.grant).copied();
         let Some(granted) = granted else {

@@ -5,7 +5,7 @@
 //!
 //! A voucher is worth nothing once its grant has expired, so the configured delay ends before that. What was served
 //! in an earlier run is settled at once: its agent is gone, so no later voucher comes. The journal also tells what the
-//! chain showed then, so that a grant which has expired since is not looked up again.
+//! chain showed then, so that one which expired long ago is not looked up again.
 
 mod book;
 
@@ -32,8 +32,7 @@ use crate::{
     journal::{self, Journal, OpenError, Seen, SharedJournal},
     services::now_s,
 };
-pub(crate) use book::is_past;
-use book::{Book, Entry, amount_nano, ended_before, expired_with};
+use book::{Book, Entry, amount_nano, ended_before, expired_with, is_past};
 pub use book::{Claim, Settlement};
 
 /// Grants settled at the same time; a public liteserver takes so many requests without refusing.
@@ -58,9 +57,9 @@ const CLOCK_TOLERANCE_S: u64 = 600;
 /// clock can be hours ahead, and closing a living grant would lose what is owed on it.
 const FORGOTTEN_AFTER_S: u64 = 7 * 24 * 3600;
 
-/// Looks that show no such grant before one of unknown expiry is given up, two minutes with the pauses between
-/// them: a liteserver that is behind has caught up by then.
-const LOOKS_MAX: u32 = 8;
+/// Looks that show no such grant before one of unknown expiry is given up: more than eight minutes with the pauses
+/// between them. A liteserver that is further behind than five is not believed.
+const LOOKS_MAX: u32 = 10;
 
 /// Expiries kept of grants without a record, before those that have passed are forgotten.
 const EXPIRIES_MAX: usize = 4096;
@@ -270,6 +269,7 @@ impl Settler {
             .entries
             .values()
             .filter(|entry| entry.in_flight || entry.due.is_some())
+            .filter(|entry| entry.unpaid_nano() > 0 && !entry.expires_s.is_some_and(is_past))
             .collect();
         let nano = open
             .iter()
@@ -277,7 +277,7 @@ impl Settler {
             .fold(0, u64::saturating_add);
         let soon = match open.iter().filter_map(|entry| entry.expires_s).min() {
             Some(expires_s) => {
-                let left_s = u64::from(expires_s).saturating_sub(now_s());
+                let left_s = u64::from(expires_s).saturating_sub(now_s() + SETTLEMENT_LEAD.as_secs());
                 format!("within {} min", left_s / 60)
             }
             None => "soon".into(),
@@ -296,11 +296,15 @@ impl Settler {
 
     fn take_due(&self) -> Option<SignedVoucher> {
         let now = Instant::now();
+        let now_s = now_s();
         let mut book = self.book();
-        // Whichever can be lost first; what has expired only has to be looked up.
+        // What can be lost soon, then each in its turn; what has expired is only looked up.
         let urgency = |entry: &&mut Entry| {
-            let expires_s = entry.expires_s.unwrap_or(u32::MAX);
-            (is_past(expires_s), expires_s, entry.due)
+            let left_s = entry
+                .expires_s
+                .map_or(u64::MAX, |expires_s| u64::from(expires_s).saturating_sub(now_s));
+            let is_urgent = left_s <= 2 * SETTLEMENT_LEAD.as_secs();
+            (left_s == 0, if is_urgent { left_s } else { u64::MAX }, entry.due)
         };
         let entry = book
             .entries
@@ -324,17 +328,15 @@ impl Settler {
                 Journal::note_seen(journal, seen);
             }
         }
-        if let Some(seen) = self.conclude(&grant, &voucher, outcome) {
-            Journal::note_seen(journal, seen);
-        }
+        self.conclude(&grant, &voucher, outcome);
         self.attempted.notify_waiters();
     }
 
-    /// Returns what a later start is to know of a grant that was given up without ever having been seen.
-    fn conclude(&self, grant: &Digest32, tried: &SignedVoucher, outcome: Outcome) -> Option<Seen> {
+    fn conclude(&self, grant: &Digest32, tried: &SignedVoucher, outcome: Outcome) {
         let mut book = self.book();
-        let entry = book.entries.get_mut(grant)?;
-        let mut given_up = None;
+        let Some(entry) = book.entries.get_mut(grant) else {
+            return;
+        };
         entry.in_flight = false;
         let failures = std::mem::take(&mut entry.failures);
         let failed = match outcome {
@@ -358,12 +360,6 @@ impl Settler {
                     entry.settlement = Settlement::Closed {
                         reason: reason.into(),
                     };
-                    given_up = entry.expires_s.is_none().then(|| Seen {
-                        grant: *grant,
-                        expires_s: u32::try_from(now_s()).unwrap_or(u32::MAX),
-                        prices: entry.prices,
-                        paid_nano: entry.settled_nano,
-                    });
                     None
                 } else {
                     Some("the deposit shows no such grant".to_owned())
@@ -393,7 +389,6 @@ impl Settler {
         if let Some(reason) = failed {
             tracing::warn!(%grant, reason, "a voucher could not be settled; it is tried again");
         }
-        given_up
     }
 }
 

@@ -81,8 +81,7 @@ pub struct Usage {
     pub records: u64,
     /// Their price, nanoTON.
     pub served_nano: u64,
-    /// What the chain shows as paid, gas included, nanoTON. Grants that were settled before this start count
-    /// once they were looked up.
+    /// What the chain shows as paid, gas included, nanoTON; of grants of earlier runs, what it showed last.
     pub settled_nano: u64,
     /// Each grant, at most [`CLAIMS_MAX`].
     pub claims: Vec<Claim>,
@@ -109,9 +108,6 @@ pub enum ToSupervisor {
     Down,
 }
 
-/// [`FromSupervisor::Stopped`] when there is nothing to add.
-pub const STOPPED: &str = "stopped";
-
 /// From the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,8 +116,8 @@ pub enum FromSupervisor {
     Status(Box<Status>),
     /// Nothing is left running but the supervisor, which exits.
     Stopped {
-        /// How the guest went, in words.
-        how: String,
+        /// What is owed and not settled yet, in words.
+        unsettled: Option<String>,
     },
 }
 

@@ -1,9 +1,9 @@
 //! Runs programs inside the builder root, cut off from this machine.
 //!
-//! They see the root (read-only), what is bound into it, an empty network, their own processes, a machine name
-//! that is always the same and an environment that is spelled out. `unshare` of util-linux makes user, network, mount, process,
-//! IPC and UTS namespaces, so neither root nor a daemon is needed, and works the same for root; the second half,
-//! [`enter`], runs inside them as this program's own hidden subcommand. The kernel has to allow unprivileged
+//! They see the root (read-only), what is bound into it, an empty network, their own processes, a machine name that
+//! is always the same and an environment that is spelled out. `unshare` of util-linux makes user, network, mount,
+//! process, IPC and UTS namespaces, so neither root nor a daemon is needed, and works the same for root; the second
+//! half, [`enter`], runs inside them as this program's own hidden subcommand. The kernel has to allow unprivileged
 //! user namespaces, or the build has to run as root.
 //!
 //! This keeps an honest build from picking up what happens to lie around. It is no defence against a compiler

@@ -79,7 +79,7 @@ pub struct Receipt {
     pub request_commitment: Digest32,
     /// `ContentKey::commit("answer", UTF-8 text of the answer)`.
     pub answer_commitment: Digest32,
-    /// Why generation ended: `stop`, `length` or `cancelled`.
+    /// Why generation ended: `stop` or `length`.
     pub finish_reason: String,
 }
 

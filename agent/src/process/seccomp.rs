@@ -2,8 +2,8 @@
 //! refusal of everything else. What the kernel does not run for the engine, it cannot be attacked through.
 //!
 //! No sockets are made, so no vsock; no process is started but by the `exec` that starts the engine itself
-//! (Landlock leaves nothing else to execute); threads, but no forks; no memory that its limits do not count. Refused
-//! calls fail with EACCES, so that a library that can do without goes on.
+//! (Landlock leaves nothing else to execute); threads, but no forks; no memory without a file that RLIMIT_DATA does not
+//! count (what is moved or grown by `mremap` can become such). Refused calls fail with EACCES, so that a library that can do without goes on.
 
 use libc::sock_filter;
 
@@ -25,7 +25,6 @@ const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 const ALLOWED: &[libc::c_long] = &[
     // Memory.
     libc::SYS_brk,
-    libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_mprotect,
     libc::SYS_madvise,

@@ -152,11 +152,13 @@ async fn a_child_that_takes_more_memory_than_it_may_fails_alone() {
 async fn a_child_gets_no_memory_that_its_limits_do_not_count() {
     // mmap, readable and writable: private without a file, as a heap is.
     all_answer("done", &["call(9, 0, 4096, 3, 0x22, -1, 0)"], &[]).await;
-    // Shared without a file, with either flag for sharing; growing like a stack; prlimit64 for the stack itself.
+    // Shared without a file, with either flag for sharing; growing like a stack; mremap, which makes such out of a piece
+    // of the stack; prlimit64 for the stack itself.
     let tried = [
         "call(9, 0, 4096, 3, 0x21, -1, 0)",
         "call(9, 0, 4096, 3, 0x23, -1, 0)",
         "call(9, 0, 4096, 3, 0x122, -1, 0)",
+        "call(25, 0, 0, 0, 0, 0)",
         "call(302, 0, 3, (ctypes.c_ulong * 2)(1 << 40, 1 << 40), None)",
     ];
     all_answer("PermissionError", &tried, &[]).await;

@@ -35,7 +35,7 @@ pub(super) fn listen_for_control(state_dir: &Path) -> anyhow::Result<UnixListene
 pub(super) async fn serve_control(
     listener: UnixListener,
     shared: Arc<Shared>,
-    stop: mpsc::Sender<oneshot::Sender<String>>,
+    stop: mpsc::Sender<oneshot::Sender<Option<String>>>,
 ) {
     let (stopped_sender, mut stopped) = watch::channel(());
     let stopped_sender = Arc::new(stopped_sender);
@@ -65,7 +65,7 @@ enum Answered {
 async fn answer_control(
     mut stream: UnixStream,
     shared: &Shared,
-    stop: &mpsc::Sender<oneshot::Sender<String>>,
+    stop: &mpsc::Sender<oneshot::Sender<Option<String>>>,
 ) -> Answered {
     let request = timeout(Duration::from_secs(5), read_frame_async(&mut stream)).await;
     let (answer, answered) = match request {
@@ -79,8 +79,8 @@ async fn answer_control(
                 return Answered::Status;
             }
             // A node that stops for another reason drops the sender: it is stopped all the same.
-            let how = stopped.await.unwrap_or_else(|_| "stopped".into());
-            (FromSupervisor::Stopped { how }, Answered::Down)
+            let unsettled = stopped.await.unwrap_or_default();
+            (FromSupervisor::Stopped { unsettled }, Answered::Down)
         }
         Ok(Err(_)) | Err(_) => return Answered::Status,
     };

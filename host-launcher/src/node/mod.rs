@@ -46,7 +46,7 @@ use crate::{
     services::{BootEvent, Services, Terms},
     settler::Settler,
     state_dir::{StateDir, write_atomically},
-    status::{NodeState, STOPPED, control_socket},
+    status::{NodeState, control_socket},
 };
 
 /// How long running requests may still take when the node is stopped.
@@ -81,7 +81,7 @@ struct Node {
     shared: Arc<Shared>,
     services: Arc<Services<ChainClient>>,
     boot_events: tokio::sync::Mutex<mpsc::Receiver<BootEvent>>,
-    stop_requests: tokio::sync::Mutex<mpsc::Receiver<oneshot::Sender<String>>>,
+    stop_requests: tokio::sync::Mutex<mpsc::Receiver<oneshot::Sender<Option<String>>>>,
     listener: Mutex<Option<TcpListener>>,
     td: Mutex<Option<SimulatedTd>>,
     local_chain: Option<LocalChainHandle>,
@@ -99,7 +99,7 @@ enum Stop {
     /// Ctrl-C or SIGTERM.
     Signal,
     /// `cocoon-launch down`; told once everything is stopped.
-    Down(oneshot::Sender<String>),
+    Down(oneshot::Sender<Option<String>>),
 }
 
 /// How supervision ended: with a running guest to be stopped, or with a failure.
@@ -446,13 +446,13 @@ impl Node {
         }
         let _ = std::fs::remove_file(control_socket(&self.shared.config.state_dir));
         self.files.remove_sockets();
-        let how = match self.shared.settler.unsettled() {
-            None => STOPPED.to_owned(),
-            Some(unsettled) => format!("{STOPPED}; {unsettled}"),
-        };
-        reporter.step(&how);
+        let unsettled = self.shared.settler.unsettled();
+        if let Some(unsettled) = &unsettled {
+            reporter.warn(unsettled);
+        }
+        reporter.step("stopped");
         if let Some(reply) = reply {
-            let _ = reply.send(how);
+            let _ = reply.send(unsettled);
             // The answer is on its way through the control task.
             while timeout(Duration::from_secs(1), self.tasks.join_next())
                 .await

@@ -57,7 +57,6 @@ impl Fixture {
             agent_key: voucher.agent_key,
             contract: voucher.contract,
             cap_nano,
-            expires_s: u32::MAX,
         };
         self.services.granted().insert(voucher.grant, granted);
     }
@@ -265,9 +264,12 @@ async fn the_expiry_of_a_grant_with_credit_is_known_to_the_settler() {
             record: record.clone(),
         };
         ask(&mut fixture.guest, stored).await;
-        while fixture.journal().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let written = async {
+            while fixture.journal().len() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), written).await.unwrap();
         let journal = fixture.journal();
         assert!(
             journal.contains(&seen) && journal.contains(&Entry::Record(record)),

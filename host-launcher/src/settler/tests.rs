@@ -1,5 +1,7 @@
 //! When a voucher is settled, when it is tried again, and when it is given up.
 
+mod restart;
+
 use cocoon_protocol::{Prices, TokenCounts};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
@@ -25,23 +27,6 @@ fn expiring(expires_s: u32) -> Seen {
         expires_s,
         prices: PRICES,
         paid_nano: 0,
-    }
-}
-
-/// What was noted of grants, once it is so much.
-async fn noted(path: &Path, count: usize) -> Vec<Seen> {
-    loop {
-        let mut seen = vec![];
-        journal::read(path, |entry| {
-            if let journal::Entry::Seen(entry) = entry {
-                seen.push(entry);
-            }
-        })
-        .unwrap();
-        if seen.len() >= count {
-            return seen;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -177,75 +162,6 @@ async fn many_records_of_a_grant_are_one_settlement_of_the_newest() {
 }
 
 #[tokio::test]
-async fn a_restart_does_not_settle_what_the_chain_shows() {
-    let chain = FakeChain::new(0);
-    for _ in 0..2 {
-        let settler = Settler::new(PRICES, Duration::ZERO);
-        settler.note(&record(1, 1));
-        run_until(&settler, &chain, is_settled).await;
-    }
-    assert_eq!(chain.settled().len(), 1);
-}
-
-/// Months of grants must not stand in front of the first new voucher.
-#[tokio::test]
-async fn a_later_start_asks_nothing_about_grants_that_have_expired() {
-    let (served, all_nano) = (record(1, 1).voucher.voucher.served, 120_000_000);
-    assert_eq!(PRICES.amount_nano(served), Some(all_nano));
-    for paid_nano in [all_nano, 0] {
-        let chain = FakeChain::new(0);
-        chain.change(|grant| {
-            grant.expires_s = 1_000;
-            if paid_nano > 0 {
-                (grant.served, grant.paid_nano) = (served, paid_nano);
-            }
-        });
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        let settler = Settler::new(PRICES, Duration::ZERO);
-        let (mut journal, _) = settler.take_up(&path).unwrap();
-        journal.append(&record(1, 1)).unwrap();
-        settler.note(&record(1, 1));
-        let journal = Arc::new(Mutex::new(journal));
-        run_noting_until(&settler, &chain, &journal, Settlement::is_final).await;
-        assert_eq!(chain.looks(), 1);
-        noted(&path, 1).await;
-
-        let later = Settler::new(PRICES, Duration::ZERO);
-        later.take_up(&path).unwrap();
-        assert_eq!(later.next_due(), None);
-        assert_eq!(later.claims(), settler.claims());
-        assert_eq!(only_claim(&later).settled_nano, paid_nano);
-    }
-}
-
-#[tokio::test]
-async fn what_the_chain_shows_is_noted_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let chain = FakeChain::new(0);
-    for _ in 0..3 {
-        let settler = Settler::new(PRICES, HOUR);
-        let (mut journal, _) = settler.take_up(&path).unwrap();
-        journal.append(&record(1, 1)).unwrap();
-        settler.note(&record(1, 1));
-        assert!(
-            settler.next_due().unwrap() <= Instant::now(),
-            "not expired: to be looked up"
-        );
-        let journal = Arc::new(Mutex::new(journal));
-        run_noting_until(&settler, &chain, &journal, is_settled).await;
-    }
-    let seen: Vec<_> = noted(&path, 1)
-        .await
-        .iter()
-        .map(|seen| (seen.expires_s, seen.paid_nano))
-        .collect();
-    assert_eq!(seen, [(u32::MAX, chain.settled()[0])]);
-    assert_eq!(chain.settled().len(), 1);
-}
-
-#[tokio::test]
 async fn a_chain_that_fails_is_tried_again_and_the_reason_is_told() {
     let mut settler = Settler::new(PRICES, Duration::ZERO);
     settler.retry_first = Duration::from_millis(100);
@@ -301,13 +217,6 @@ async fn a_voucher_is_settled_before_its_grant_expires_whatever_the_delay() {
     let due = settler.next_due().unwrap();
     let now = Instant::now();
     assert!(due > now && due <= now + Duration::from_secs(60));
-}
-
-#[tokio::test]
-async fn a_claim_of_an_earlier_run_does_not_wait() {
-    let settler = Settler::new(PRICES, HOUR);
-    settler.note(&record(1, 1));
-    run_until(&settler, &FakeChain::new(0), is_settled).await;
 }
 
 #[tokio::test]
@@ -380,42 +289,8 @@ fn only_looks_that_show_no_grant_count_towards_giving_it_up() {
     assert!(matches!(settlement, Settlement::Closed { .. }), "{settlement:?}");
 }
 
-#[tokio::test]
-async fn a_grant_that_was_given_up_is_noted_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let mut settler = Settler::new(PRICES, Duration::ZERO);
-    settler.retry_first = Duration::from_millis(1);
-    let (mut journal, _) = settler.take_up(&path).unwrap();
-    journal.append(&record(1, 1)).unwrap();
-    settler.note(&record(1, 1));
-    let chain = FakeChain::new(0);
-    chain.0.lock().unwrap().grant = None;
-    let journal = Arc::new(Mutex::new(journal));
-    run_noting_until(&settler, &chain, &journal, Settlement::is_final).await;
-    let seen = noted(&path, 1).await;
-    assert_eq!((seen[0].grant, seen[0].paid_nano), (grant(), 0));
-    assert!(u64::from(seen[0].expires_s) <= now_s());
-}
-
-/// Right after its start a host's clock can be hours ahead.
-#[tokio::test]
-async fn a_grant_that_seems_to_have_expired_lately_is_looked_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let (mut journal, _) = Journal::open(&path, |_| {}).unwrap();
-    journal.append(&record(1, 1)).unwrap();
-    for (ago_s, looked_up) in [(FORGOTTEN_AFTER_S - 60, true), (FORGOTTEN_AFTER_S + 60, false)] {
-        let expires_s = u32::try_from(now_s() - ago_s).unwrap();
-        journal.append_seen(expiring(expires_s)).unwrap();
-        let settler = Settler::new(PRICES, Duration::ZERO);
-        settler.take_up(&path).unwrap();
-        assert_eq!(settler.next_due().is_some(), looked_up);
-    }
-}
-
 #[test]
-fn what_can_be_lost_first_is_settled_first() {
+fn what_can_be_lost_soon_is_settled_first_and_then_each_in_its_turn() {
     let settler = Settler::new(PRICES, Duration::ZERO);
     let voucher_on = |grant: &[u8]| {
         let mut record = record(1, 1);
@@ -440,7 +315,7 @@ fn what_can_be_lost_first_is_settled_first() {
         }
         settler.note(&record);
     }
-    for name in ["soon", "late", "unknown", "expired"] {
+    for name in ["soon", "unknown", "late", "expired"] {
         let taken = settler.take_due().unwrap().voucher.grant;
         assert_eq!(taken, Digest32::of(name.as_bytes()), "{name}");
     }
@@ -450,14 +325,23 @@ fn what_can_be_lost_first_is_settled_first() {
 fn what_is_not_settled_is_said_with_its_amount_and_time() {
     let settler = Settler::new(PRICES, HOUR);
     assert_eq!(settler.unsettled(), None);
-    settler.learn(&expiring(u32::try_from(now_s() + 3630).unwrap()));
+    settler.learn(&expiring(
+        u32::try_from(now_s() + SETTLEMENT_LEAD.as_secs() + 3630).unwrap(),
+    ));
     settler.note(&record(1, 1));
     let said = settler.unsettled().unwrap();
     assert!(said.contains("120000000 nanoTON on 1 grant(s)"), "{said}");
     assert!(said.contains("within 60 min"), "{said}");
-    let taken = settler.take_due();
-    assert!(taken.is_none(), "it waits for its delay");
-    assert!(settler.unsettled().is_some());
+    // What a chain that could not be asked may have paid long ago, or pays no more, is none of it.
+    settler.learn(&Seen {
+        paid_nano: 120_000_000,
+        ..expiring(u32::MAX)
+    });
+    assert_eq!(settler.unsettled(), None);
+    let expired = Settler::new(PRICES, HOUR);
+    expired.learn(&expiring(1_000));
+    expired.note(&record(1, 1));
+    assert_eq!(expired.unsettled(), None);
 }
 
 #[test]

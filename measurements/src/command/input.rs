@@ -35,8 +35,8 @@ pub(crate) fn now_s() -> Result<u64> {
 }
 
 /// Reads a piece of evidence: raw bytes, the same as hexadecimal text, an evidence bundle of the agent, its TLS
-/// certificate with one inside, or a JSON object that has the bytes as hexadecimal text under `quote` (dstack's guest agent answers so) or in base64
-/// under `evidence` (NVIDIA's SDK does).
+/// certificate with one inside, or a JSON object that has the bytes as hexadecimal text under `quote` (dstack's guest
+/// agent answers so) or in base64 under `evidence` (NVIDIA's SDK does).
 pub(crate) fn read_evidence(path: &Path) -> Result<Vec<u8>> {
     let bytes = read_bounded(path, 2 * EVIDENCE_BYTES_MAX)?;
     unwrap_evidence(bytes).with_context(|| format!("{} is not evidence", path.display()))
