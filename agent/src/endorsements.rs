@@ -24,12 +24,8 @@ pub async fn renew(host: &HostClient, endorsements: &watch::Sender<Bytes>, every
         sleep(every).await;
         match ask(host).await {
             Ok(newer) => {
-                let changed = endorsements.send_if_modified(|at_hand| {
-                    let changed = *at_hand != newer;
-                    *at_hand = newer;
-                    changed
-                });
-                if changed {
+                if *endorsements.borrow() != newer {
+                    endorsements.send_replace(newer);
                     info!(target: EXPORT, "there are newer endorsements");
                 }
             }

@@ -9,7 +9,7 @@ use std::{
 
 use cocoon_evidence::Digest32;
 use cocoon_protocol::{
-    FrameError, NetworkId, Prices, SignedGrant, Voucher,
+    FrameError, Grant, NetworkId, Prices, SignedGrant, Voucher,
     host::{FromHost, HOST_PORT, SETTLEMENT_LEAD, Stage, ToHost, UsageRecord},
     read_frame_async, write_frame_async,
 };
@@ -74,15 +74,7 @@ pub struct Services<C> {
     pub terms: Terms,
     /// Grants of this run with credit. What the chain showed of one holds until it expires; records on others are not
     /// stored.
-    pub granted: Mutex<HashMap<Digest32, Granted>>,
-}
-
-/// What a grant allows.
-#[derive(Debug, Clone, Copy)]
-pub struct Granted {
-    agent_key: [u8; 32],
-    contract: cocoon_protocol::AccountAddress,
-    cap_nano: u64,
+    pub granted: Mutex<HashMap<Digest32, Grant>>,
 }
 
 /// What a grant has to agree with for the host to have it served.
@@ -212,20 +204,25 @@ impl<C: Chain> Services<C> {
             nano,
             reason: String::new(),
         };
-        if let Some(granted) = self.granted().get(&id) {
-            return credit(granted.cap_nano);
+        if self.granted().contains_key(&id) {
+            return credit(signed.grant.cap_nano);
         }
         match timeout(CHAIN_LIMIT, self.chain.grant(signed.grant.contract, id)).await {
-            Ok(Ok(Some(locked))) => match self.check(&locked, signed).and_then(|()| self.grant(id, signed)) {
-                Ok(nano) => {
-                    let seen = Seen::new(id, &locked);
-                    if self.settler.learn(&seen) {
-                        Journal::note_seen(&self.journal, seen);
-                    }
-                    credit(nano)
+            Ok(Ok(Some(locked))) => {
+                if let Err(reason) = self.check(&locked, &signed.grant) {
+                    return none(reason);
                 }
-                Err(reason) => none(reason),
-            },
+                if !self.grant(id, &signed.grant) {
+                    return FromHost::Failed {
+                        reason: format!("{GRANTED_MAX} grants are in use with this node; try another one"),
+                    };
+                }
+                let seen = Seen::new(id, &locked);
+                if self.settler.learn(&seen) {
+                    Journal::note_seen(&self.journal, seen);
+                }
+                credit(signed.grant.cap_nano)
+            }
             Ok(Ok(None)) => none(format!(
                 "the deposit {} has no such grant on chain; lock it first, then try again",
                 signed.grant.contract
@@ -244,12 +241,12 @@ impl<C: Chain> Services<C> {
     }
 
     /// The contract recomputes what is paid from its own copy of the terms, so that copy is what counts.
-    fn check(&self, locked: &GrantState, signed: &SignedGrant) -> Result<(), String> {
+    fn check(&self, locked: &GrantState, grant: &Grant) -> Result<(), String> {
         self.check_expiry(locked.expires_s)?;
         let agrees = locked.payout_address == self.terms.payout_address
             && locked.prices == self.terms.prices
-            && locked.agent_key == signed.grant.agent_key
-            && locked.cap_nano == signed.grant.cap_nano;
+            && locked.agent_key == grant.agent_key
+            && locked.cap_nano == grant.cap_nano;
         if agrees {
             Ok(())
         } else {
@@ -260,43 +257,36 @@ impl<C: Chain> Services<C> {
         }
     }
 
-    /// Returns the credit, which holds from now on.
-    fn grant(&self, id: Digest32, signed: &SignedGrant) -> Result<u64, String> {
-        let granted = Granted {
-            agent_key: signed.grant.agent_key,
-            contract: signed.grant.contract,
-            cap_nano: signed.grant.cap_nano,
-        };
+    /// Whether there was a place for it.
+    fn grant(&self, id: Digest32, grant: &Grant) -> bool {
         let mut all = self.granted();
-        if all.len() >= GRANTED_MAX {
-            return Err(format!(
-                "{GRANTED_MAX} grants are in use with this node; try another one"
-            ));
+        let free = all.len() < GRANTED_MAX;
+        if free {
+            all.insert(id, grant.clone());
         }
-        all.insert(id, granted);
-        Ok(granted.cap_nano)
+        free
     }
 
     /// A guest that was broken into could otherwise replace good vouchers by some that the contract refuses.
     fn check_granted(&self, voucher: &Voucher) -> Result<(), String> {
-        let granted = self.granted().get(&voucher.grant).copied();
-        let Some(granted) = granted else {
+        let all = self.granted();
+        let Some(grant) = all.get(&voucher.grant) else {
             return Err("the voucher is on a grant that this node gave no credit on".into());
         };
-        if (granted.agent_key, granted.contract) != (voucher.agent_key, voucher.contract) {
+        if (grant.agent_key, grant.contract) != (voucher.agent_key, voucher.contract) {
             return Err("the voucher is by another agent or on another deposit than its grant".into());
         }
-        let nano = self.terms.prices.amount_nano(voucher.served);
-        if nano.is_none_or(|nano| nano > granted.cap_nano) {
+        let nano = grant.prices.amount_nano(voucher.served);
+        if nano.is_none_or(|nano| nano > grant.cap_nano) {
             return Err(format!(
                 "the voucher is over the grant's cap of {} nanoTON",
-                granted.cap_nano
+                grant.cap_nano
             ));
         }
         Ok(())
     }
 
-    fn granted(&self) -> MutexGuard<'_, HashMap<Digest32, Granted>> {
+    fn granted(&self) -> MutexGuard<'_, HashMap<Digest32, Grant>> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

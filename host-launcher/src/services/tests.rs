@@ -50,15 +50,15 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// As if the chain had shown the grant of this record, with such a cap.
-    fn grant_credit(&self, record: &UsageRecord, cap_nano: u64) {
+    /// As if the chain had shown the grant of this record.
+    fn grant_credit(&self, record: &UsageRecord) {
         let voucher = &record.voucher.voucher;
-        let granted = Granted {
+        let grant = Grant {
             agent_key: voucher.agent_key,
             contract: voucher.contract,
-            cap_nano,
+            ..signed_grant(u32::MAX).grant
         };
-        self.services.granted().insert(voucher.grant, granted);
+        self.services.granted().insert(voucher.grant, grant);
     }
 
     fn journal(&self) -> Vec<Entry> {
@@ -171,7 +171,7 @@ async fn document_and_boot_events_pass() {
 #[tokio::test]
 async fn a_record_is_on_disk_before_it_is_acknowledged() {
     let mut fixture = start(fixed(Ok(None))).await;
-    fixture.grant_credit(&record(1, 1), 500);
+    fixture.grant_credit(&record(1, 1));
     for _ in 0..2 {
         let request = ToHost::Record { record: record(1, 1) };
         assert_eq!(
@@ -190,7 +190,7 @@ async fn a_record_is_on_disk_before_it_is_acknowledged() {
 #[tokio::test]
 async fn a_forged_voucher_and_one_for_another_network_are_not_stored() {
     let mut fixture = start(fixed(Ok(None))).await;
-    fixture.grant_credit(&record(1, 1), 500);
+    fixture.grant_credit(&record(1, 1));
     let mut forged = record(1, 1);
     forged.voucher.voucher.served.output += 1;
     let mut foreign = record(1, 1);
@@ -307,6 +307,23 @@ async fn a_grant_that_the_chain_showed_once_is_not_looked_up_again() {
         ask(&mut fixture.guest, expiring).await,
         FromHost::Credit { nano: 0, .. }
     ));
+}
+
+/// Else its client would lock another one, for the same answer.
+#[tokio::test]
+async fn no_place_for_another_grant_is_not_called_a_lack_of_credit() {
+    let mut fixture = start(fixed(Ok(Some(locked())))).await;
+    let grant = signed_grant(u32::MAX);
+    for number in 0..u32::try_from(GRANTED_MAX).unwrap() {
+        let mut id = Digest32::ZERO;
+        id.0[..4].copy_from_slice(&number.to_be_bytes());
+        fixture.services.granted().insert(id, grant.grant.clone());
+    }
+    let request = ToHost::Credit { grant };
+    match ask(&mut fixture.guest, request).await {
+        FromHost::Failed { reason } => assert!(reason.contains("65536 grants"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The contract would refuse them, and they would stand in the way of those that it takes.

@@ -151,11 +151,11 @@ fn judge_parts(
     let terms = inputs.policy;
     let revocation = RevocationCheck::new(responses, terms);
     // What the policy says of holds is about the signers of new RIM files: a GPU on hold is one that was reported.
-    let of_device = RevocationCheck {
+    RevocationCheck {
         hold_accepted: false,
         ..revocation
-    };
-    of_device.judge(chain, FIRST_REVOCABLE, inputs.now_s, rows);
+    }
+    .judge(chain, FIRST_REVOCABLE, inputs.now_s, rows);
     let chip = identity::chip(chain);
     let architecture = chip.as_deref().and_then(Architecture::from_chip);
     judge_architecture(evidence, chip.as_deref(), architecture, rows);
