@@ -146,6 +146,7 @@ pub(crate) fn about(name: &str) -> &'static str {
             "values that the host may set; here they have no meaning"
         }
         "HOST_DATA" => "the launch document's hash, set before the guest ran",
+        "machine" => "which single machine it is: the policy names those that it takes, or does not take",
         "event order" => "each event was recorded exactly once",
         "event model" => "the root hash of the model's volume: each block is checked when it is read",
         "event usage-key" => "the key that signs receipts, made in this boot",

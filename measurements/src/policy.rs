@@ -84,6 +84,7 @@ pub fn build_policy(inputs: PolicyInputs<'_>) -> Result<Policy, BuildPolicyError
             simulated: inputs.spec.platform == LaunchPlatform::Simulated,
             root_pem: inputs.root_pem.to_owned(),
         },
+        machines: None,
         hardware: HardwareTerms::Tdx(TdxExpectations {
             registers: RegisterTerms {
                 mrtd: expect(&registers.mrtd),

@@ -174,6 +174,7 @@ impl Guest {
                 simulated: true,
                 root_pem: self.platform.root_pem().to_owned(),
             },
+            machines: None,
             hardware: HardwareTerms::Tdx(TdxExpectations {
                 registers: RegisterTerms {
                     mrtd: Expect::exact(self.registers.mrtd),

@@ -18,7 +18,7 @@ use cocoon_evidence::{
 use crate::{
     date::date_text,
     nvidia::NvidiaRoots,
-    policy::{Comparison, Expect, Floors, HardwareTerms, Policy},
+    policy::{Comparison, Expect, Floors, HardwareTerms, MachineId, Policy},
     report::{Check, Fault, Refusal, RefusalClass, Report, Verdict},
     snp::SnpRoot,
 };
@@ -38,6 +38,16 @@ pub enum PlatformId {
         /// CHIP_ID of the report; zeros where the platform masks it.
         chip_id: [u8; 64],
     },
+}
+
+impl PlatformId {
+    /// As `[machines]` of a policy names it.
+    fn machine(&self) -> MachineId {
+        match self {
+            Self::Tdx { ppid, .. } => MachineId(ppid.clone()),
+            Self::Snp { chip_id } => MachineId(chip_id.to_vec()),
+        }
+    }
 }
 
 /// A guest that met its policy on this connection. Only [`Appraisal::into_trusted`] hands it out.
@@ -197,6 +207,7 @@ impl<'a> Appraiser<'a> {
                 None
             }
         };
+        check_machine(&mut rows, policy, platform.as_ref());
         events::check(&mut rows, policy, bundle);
         let vendor = (endorsements, &self.roots.nvidia);
         let gpu_until_s = gpu::check(&mut rows, &input, vendor, &mut self.gpus);
@@ -384,6 +395,24 @@ fn refuse_platform(rows: &mut Rows, policy: &Policy, presented: &Platform) {
         class: RefusalClass::Policy,
     };
     rows.local(row, false);
+}
+
+fn check_machine(rows: &mut Rows, policy: &Policy, platform: Option<&ProvenPlatform>) {
+    let Some(terms) = &policy.terms().machines else {
+        return;
+    };
+    let id = platform.map(|platform| platform.id.machine());
+    let row = Row {
+        name: "machine".into(),
+        expected: terms.to_string(),
+        actual: id.as_ref().map_or_else(unproven, ToString::to_string),
+        fault: Fault::Platform,
+        class: RefusalClass::Policy,
+    };
+    match id {
+        Some(id) => rows.proven(row, terms.accepts(&id)),
+        None => rows.push(row, Verdict::Skip),
+    }
 }
 
 /// A row about a value that the policy lists. One that the policy does not compare is SKIP, which refuses the

@@ -23,10 +23,10 @@ pub use appraisal::{Appraisal, Appraiser, PlatformId, TrustedGuest, VendorRoots,
 pub use date::date_text;
 pub use policy::{
     AMD_ROOTS, ANY_INSECURE, Accepted, Bits64, DocumentTerms, EventTerms, Expect, FieldAccepts, FieldRule,
-    FieldValue, Floors, GpuEvidenceRule, HardwareTerms, POLICY_BYTES_MAX, POLICY_SIGNATURE_BYTES_MAX,
-    POLICY_VERSION, PlatformKind, PlatformTerms, Policy, PolicyError, PolicyKey, PolicyKeyError, PolicyRole,
-    PolicyTerms, ReadyRule, RegisterTerms, SignedPolicyError, TcbStatusName, TcbTerms, TdTerms,
-    TdxExpectations, UsageKeyRule, sign_policy,
+    FieldValue, Floors, GpuEvidenceRule, HardwareTerms, MachineId, MachineTerms, POLICY_BYTES_MAX,
+    POLICY_SIGNATURE_BYTES_MAX, POLICY_VERSION, PlatformKind, PlatformTerms, Policy, PolicyError, PolicyKey,
+    PolicyKeyError, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, SignedPolicyError, TcbStatusName,
+    TcbTerms, TdTerms, TdxExpectations, UsageKeyRule, sign_policy,
 };
 pub use raw::{GIVEN_ROOT, RawNvidia, RawSnp, RawTdx, judge_raw_nvidia, judge_raw_snp, judge_raw_tdx};
 pub use report::{Check, Fault, Refusal, RefusalClass, Report, Verdict};

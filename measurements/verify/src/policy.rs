@@ -5,6 +5,7 @@ mod bits;
 mod document;
 mod expect;
 mod file;
+mod machines;
 mod signature;
 mod terms;
 
@@ -22,6 +23,7 @@ pub(crate) use document::judge_fields;
 pub use document::{FieldAccepts, FieldRule, FieldValue};
 pub(crate) use expect::Comparison;
 pub use expect::{ANY_INSECURE, Accepted, Expect};
+pub use machines::{MachineId, MachineTerms};
 pub use signature::{POLICY_SIGNATURE_BYTES_MAX, PolicyKey, PolicyKeyError, SignedPolicyError, sign_policy};
 pub use terms::{
     AMD_ROOTS, DocumentTerms, EventTerms, GpuEvidenceRule, HardwareTerms, PlatformKind, PlatformTerms,
@@ -64,6 +66,14 @@ pub enum PolicyError {
         "with platform.kind = \"snp\", platform.root_pem is {AMD_ROOTS:?} and platform.simulated is false"
     )]
     AmdRoot,
+    /// Of another kind of platform, or masked.
+    #[error("[machines] names {id:?}, which no machine of platform.kind has: {bytes} bytes, not all zero")]
+    Machine {
+        /// The first one.
+        id: MachineId,
+        /// How long it has to be.
+        bytes: usize,
+    },
     /// `[snp]`.
     #[error(transparent)]
     Snp(#[from] SnpTermsError),
@@ -109,6 +119,9 @@ impl Policy {
             (Some(nvidia), _) => nvidia.check()?,
             (None, GpuEvidenceRule::Nvidia) => return Err(PolicyError::NoNvidia),
             (None, GpuEvidenceRule::None) => {}
+        }
+        if let Some(machines) = &terms.machines {
+            machines.check(terms.hardware.kind())?;
         }
         let PlatformTerms { simulated, root_pem } = &terms.platform;
         let root = match &terms.hardware {

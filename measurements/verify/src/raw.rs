@@ -6,6 +6,7 @@ mod snp;
 mod tdx;
 
 use cocoon_evidence::EventKind;
+use serde_json::Value;
 
 pub use nvidia::{RawNvidia, judge_raw_nvidia};
 pub use snp::{RawSnp, judge_raw_snp};
@@ -14,7 +15,7 @@ pub use tdx::{RawTdx, judge_raw_tdx};
 use crate::{
     date::date_text,
     judgement::{FailureClass, JudgedCheck, Status},
-    policy::{PlatformKind, Policy},
+    policy::{MachineId, PlatformKind, Policy},
 };
 
 /// Whether the policy itself may be used, for evidence of `kind`; `None` is a GPU's.
@@ -59,6 +60,22 @@ fn policy_checks(policy: &Policy, kind: Option<PlatformKind>, now_s: u64) -> Vec
         });
     }
     checks
+}
+
+/// Whether it is one of the machines that the policy takes. `claimed` is what the evidence says, in hexadecimal digits,
+/// which the other rows prove.
+fn machine_check(policy: &Policy, claimed: Option<&Value>) -> Option<JudgedCheck> {
+    let terms = policy.terms().machines.as_ref()?;
+    let id = claimed.and_then(Value::as_str);
+    let id = id.and_then(|id| hex::decode(id).ok()).map(MachineId);
+    Some(JudgedCheck {
+        id: "policy.machine".to_owned(),
+        status: passes(id.as_ref().is_some_and(|id| terms.accepts(id))),
+        expected: terms.to_string(),
+        actual: id.map_or_else(|| "not known".to_owned(), |id| id.to_string()),
+        detail: String::new(),
+        class: FailureClass::Policy,
+    })
 }
 
 /// The rows that a raw quote or report leaves open.

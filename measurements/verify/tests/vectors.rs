@@ -57,6 +57,7 @@ fn terms() -> PolicyTerms {
             simulated: false,
             root_pem: INTEL_SGX_ROOT_CA_PEM.into(),
         },
+        machines: None,
         hardware: HardwareTerms::Tdx(TdxExpectations {
             registers: RegisterTerms {
                 mrtd: zero(),

@@ -4,7 +4,7 @@ use cocoon_evidence::Digest48;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DocumentTerms, EventTerms, Expect, FieldRule, GpuEvidenceRule, HardwareTerms, PlatformKind,
+    DocumentTerms, EventTerms, Expect, FieldRule, GpuEvidenceRule, HardwareTerms, MachineTerms, PlatformKind,
     PlatformTerms, PolicyRole, PolicyTerms, ReadyRule, RegisterTerms, TcbTerms, TdTerms, TdxExpectations,
     UsageKeyRule,
 };
@@ -18,6 +18,7 @@ pub(super) struct PolicyFile {
     expires_s: u64,
     role: PolicyRole,
     platform: PlatformTable,
+    machines: Option<MachineTerms>,
     registers: Option<RegisterTerms>,
     td: Option<TdTerms>,
     tcb: Option<TcbTerms>,
@@ -81,6 +82,7 @@ impl TryFrom<PolicyFile> for PolicyTerms {
                 simulated: file.platform.simulated,
                 root_pem: file.platform.root_pem,
             },
+            machines: file.machines,
             hardware,
             events: file.events.try_into()?,
             nvidia: file.nvidia,
@@ -128,6 +130,7 @@ impl From<PolicyTerms> for PolicyFile {
                 simulated: terms.platform.simulated,
                 root_pem: terms.platform.root_pem,
             },
+            machines: terms.machines,
             registers,
             td,
             tcb,

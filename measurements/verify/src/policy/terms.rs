@@ -5,7 +5,7 @@ use std::fmt;
 use cocoon_evidence::{Digest48, Role};
 use serde::{Deserialize, Serialize};
 
-use super::{Bits64, Expect, FieldRule, file::PolicyFile};
+use super::{Bits64, Expect, FieldRule, MachineTerms, file::PolicyFile};
 use crate::{
     nvidia::NvidiaTerms,
     snp::SnpTerms,
@@ -26,6 +26,8 @@ pub struct PolicyTerms {
     pub role: PolicyRole,
     /// Who vouches for the evidence.
     pub platform: PlatformTerms,
+    /// Which single machines, where that is limited.
+    pub machines: Option<MachineTerms>,
     /// What the platform measured.
     pub hardware: HardwareTerms,
     /// The events of RTMR3.

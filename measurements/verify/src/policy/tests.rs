@@ -136,3 +136,34 @@ fn an_oversized_policy_is_refused_unread() {
     let long = text() + &"#".repeat(POLICY_BYTES_MAX);
     assert!(matches!(Policy::parse(&long), Err(PolicyError::TooLarge { .. })));
 }
+
+fn with_machines(table: &str) -> Result<Policy, PolicyError> {
+    Policy::parse(&text().replacen("[registers]", &format!("[machines]\n{table}\n[registers]"), 1))
+}
+
+#[test]
+fn machines_that_are_none_of_the_platforms_are_errors() {
+    let (this, other) = ("ab".repeat(16), "cd".repeat(16));
+    let policy = with_machines(&format!("accepted = [\"{this}\"]\nrefused = [\"{other}\"]")).unwrap();
+    assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
+    for table in [
+        String::new(),
+        "accepted = []".to_owned(),
+        format!("accepted = [\"{this}\"]\nrefused = []"),
+        format!("accepted = [\"{}\"]", "ab".repeat(64)),
+        format!("refused = [\"{}\"]", "00".repeat(16)),
+        "refused = [\"PPID\"]".to_owned(),
+        format!("acepted = [\"{this}\"]"),
+    ] {
+        assert!(with_machines(&table).is_err(), "{table}");
+    }
+}
+
+#[test]
+fn a_masked_machine_is_neither_accepted_nor_known_not_to_be_refused() {
+    let masked = MachineId(vec![0; 64]);
+    let other = || Some(vec![MachineId(vec![1; 64])]);
+    for (accepted, refused) in [(other(), None), (None, other())] {
+        assert!(!MachineTerms { accepted, refused }.accepts(&masked));
+    }
+}

@@ -1,6 +1,6 @@
 //! A raw SEV-SNP report, with or without a policy.
 
-use super::{RootChoice, event_checks, policy_checks, root_check};
+use super::{RootChoice, event_checks, machine_check, policy_checks, root_check};
 use crate::{
     judgement::Judgement,
     policy::{PlatformKind, Policy},
@@ -37,6 +37,7 @@ pub fn judge_raw_snp(input: &RawSnp<'_>) -> Judgement {
     let mut checks = Vec::new();
     if let Some(policy) = input.policy {
         checks.extend(policy_checks(policy, Some(PlatformKind::Snp), input.now_s));
+        checks.extend(machine_check(policy, judgement.claims().get("chip_id")));
         checks.extend(event_checks());
     }
     let choice = RootChoice {

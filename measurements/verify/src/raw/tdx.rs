@@ -3,7 +3,7 @@
 use cocoon_evidence::Digest48;
 use serde_json::Value;
 
-use super::{NO_EVENTS, RootChoice, event_checks, policy_checks, root_check};
+use super::{NO_EVENTS, RootChoice, event_checks, machine_check, policy_checks, root_check};
 use crate::{
     judgement::{JudgedCheck, Judgement, Status},
     policy::{ANY_INSECURE, Bits64, Comparison, Expect, PlatformKind, Policy, TdxExpectations},
@@ -52,6 +52,11 @@ pub fn judge_raw_tdx(input: &RawTdx<'_>) -> Judgement {
     let mut checks = Vec::new();
     if let Some(policy) = input.policy {
         checks.extend(policy_checks(policy, Some(PlatformKind::Tdx), input.now_s));
+        let platform = judgement.claims().get("platform");
+        checks.extend(machine_check(
+            policy,
+            platform.and_then(|platform| platform.get("ppid")),
+        ));
         checks.extend(event_checks());
     }
     let expected = policy_root.unwrap_or(&intel);

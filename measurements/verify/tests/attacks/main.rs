@@ -6,6 +6,7 @@
 mod binding;
 mod events;
 mod gpu;
+mod machines;
 #[path = "../nvidia_lab/mod.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod nvidia_lab;

@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// A guest on a forged manufacturer's chip, and the policy for it.
-struct Snp {
-    world: World,
+pub(crate) struct Snp {
+    pub(crate) world: World,
     report: [u8; SNP_REPORT_BYTES],
     files: Vec<Vec<u8>>,
 }
 
 impl Snp {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut world = World::new();
         world.terms.expires_s = NOW_S + 1000;
         world.terms.platform = PlatformTerms {
@@ -42,7 +42,7 @@ impl Snp {
         }
     }
 
-    fn bundle(&self) -> EvidenceBundle {
+    pub(crate) fn bundle(&self) -> EvidenceBundle {
         EvidenceBundle {
             platform: Platform::Snp {
                 report: signed(self.report).to_vec(),
@@ -52,7 +52,7 @@ impl Snp {
         }
     }
 
-    fn endorsements(&self) -> Vec<u8> {
+    pub(crate) fn endorsements(&self) -> Vec<u8> {
         let endorsements = Endorsements {
             snp: self.files.iter().cloned().map(Into::into).collect(),
             ..Endorsements::default()
@@ -61,7 +61,7 @@ impl Snp {
     }
 
     #[track_caller]
-    fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {
+    pub(crate) fn assert_refused(&self, bundle: &EvidenceBundle, class: RefusalClass, rows: &[&str]) {
         let report_data = tls_report_data(&bundle.events);
         let verdict = self
             .world

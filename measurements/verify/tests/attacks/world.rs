@@ -154,6 +154,7 @@ pub(crate) fn terms(platform: &SimulatedPlatform) -> PolicyTerms {
             simulated: true,
             root_pem: platform.root_pem().into(),
         },
+        machines: None,
         hardware: HardwareTerms::Tdx(TdxExpectations {
             registers: RegisterTerms {
                 mrtd: Expect::exact(registers().mrtd),
