@@ -6,6 +6,8 @@
 //! a crash can tear the last one only: that tail is cut at the next start. Any other damage is not a crash's,
 //! nor is an entry that is intact and cannot be understood: both are reported instead of being cut.
 
+mod renewal;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::{File, OpenOptions},
@@ -207,12 +209,7 @@ impl Journal<File> {
             file.set_len(length).map_err(io_error)?;
         }
         file.sync_all().map_err(io_error)?;
-        // The file's name is on disk only once its directory is.
-        if let Some(parent) = path.parent() {
-            File::open(parent)
-                .and_then(|directory| directory.sync_all())
-                .map_err(io_error)?;
-        }
+        sync_folder(path).map_err(io_error)?;
         let mut journal = Self::over(file, length);
         journal.recent = recent;
         Ok((journal, on_disk - length))
@@ -280,8 +277,7 @@ impl<S: Storage> Journal<S> {
     /// # Errors
     /// Those of the file system; the journal is unchanged then.
     pub fn append_seen(&mut self, seen: Seen) -> io::Result<()> {
-        let json = serde_json::to_vec(&SeenLine { seen }).expect("it holds nothing that JSON cannot");
-        self.write(&encode(&json))
+        self.write(&encode(&json_of_seen(seen)))
     }
 
     fn write(&mut self, entry: &[u8]) -> io::Result<()> {
@@ -357,6 +353,10 @@ fn json_of(record: &UsageRecord) -> Vec<u8> {
     serde_json::to_vec(record).expect("a usage record holds nothing that JSON cannot")
 }
 
+fn json_of_seen(seen: Seen) -> Vec<u8> {
+    serde_json::to_vec(&SeenLine { seen }).expect("it holds nothing that JSON cannot")
+}
+
 fn digest_of(record: &UsageRecord) -> Digest32 {
     Digest32::of(&json_of(record))
 }
@@ -382,6 +382,14 @@ fn decode(line: &[u8]) -> Option<Result<Entry, serde_json::Error>> {
             serde_json::from_slice(json).map(Entry::Record)
         }
     })
+}
+
+/// A file's name is on disk only once its folder is.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// Gives `take` every intact entry. Returns the length that they take up.

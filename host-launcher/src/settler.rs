@@ -138,12 +138,12 @@ impl Settler {
     }
 
     /// Opens the journal and takes up what it holds: claims on grants that expired long ago are closed, all others are
-    /// due. Also returns how many bytes of a torn last entry were cut.
+    /// due. A long journal is begun anew without the closed ones. Also returns how many bytes of a torn last entry were cut.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn take_up(&self, path: &Path) -> Result<(Journal, u64), OpenError> {
-        let opened = Journal::open(path, |entry| match entry {
+        let (mut journal, torn_bytes) = Journal::open(path, |entry| match entry {
             journal::Entry::Record(record) => self.note(&record),
             journal::Entry::Seen(seen) => {
                 self.learn(&seen);
@@ -161,7 +161,29 @@ impl Settler {
                 entry.due = Some(now);
             }
         }
-        Ok(opened)
+        if journal.is_long() {
+            let kept = path.with_extension(format!("until-{}", now_s()));
+            self.renew(&mut journal, path, &kept)?;
+        }
+        Ok((journal, torn_bytes))
+    }
+
+    /// Begins the journal anew with the newest record of each grant that something can come of, and what the chain
+    /// showed of it.
+    fn renew(&self, journal: &mut Journal, path: &Path, kept: &Path) -> Result<(), OpenError> {
+        let mut book = self.book();
+        book.entries.retain(|_, entry| entry.due.is_some());
+        book.records = 0;
+        let Book { entries, records, .. } = &mut *book;
+        journal.renew(path, kept, |entry| match entry {
+            journal::Entry::Record(record) => {
+                let open = entries.get(&record.voucher.voucher.grant);
+                let keep = open.is_some_and(|open| open.newest == record.voucher);
+                *records += u64::from(keep);
+                keep
+            }
+            journal::Entry::Seen(seen) => entries.contains_key(&seen.grant),
+        })
     }
 
     /// Takes up a record that is on disk.

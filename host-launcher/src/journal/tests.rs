@@ -245,3 +245,39 @@ fn a_full_disk_refuses_the_record_and_takes_it_once_there_is_room() {
         assert_eq!(journal.storage.bytes, expected);
     }
 }
+
+#[test]
+fn a_renewed_journal_goes_on_with_what_was_picked_and_the_old_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, kept) = (dir.path().join("journal"), dir.path().join("journal.until-7"));
+    filled(&path, 3);
+    let (mut journal, ..) = open(&path).unwrap();
+    journal.append_seen(seen()).unwrap();
+    let old = std::fs::read(&path).unwrap();
+    let second = Entry::Record(record(1, 2));
+    journal.renew(&path, &kept, |entry| *entry != second).unwrap();
+    assert!(journal.append(&record(1, 4)).unwrap());
+    assert!(!journal.append(&record(1, 2)).unwrap(), "still known");
+    let (_, entries, torn_bytes) = open(&path).unwrap();
+    let expected = [
+        Entry::Record(record(1, 1)),
+        Entry::Record(record(1, 3)),
+        Entry::Seen(seen()),
+        Entry::Record(record(1, 4)),
+    ];
+    assert_eq!((entries.as_slice(), torn_bytes), (&expected[..], 0));
+    assert_eq!(std::fs::read(&kept).unwrap(), old);
+}
+
+#[test]
+fn a_journal_that_cannot_be_renewed_is_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, kept) = (dir.path().join("journal"), dir.path().join("journal.until-7"));
+    filled(&path, 2);
+    std::fs::write(&kept, "the provider's books").unwrap();
+    let (mut journal, ..) = open(&path).unwrap();
+    journal.renew(&path, &kept, |_| false).unwrap_err();
+    assert!(journal.append(&record(1, 3)).unwrap());
+    assert_eq!(open(&path).unwrap().1, records(1..=3));
+    assert_eq!(std::fs::read(&kept).unwrap(), b"the provider's books");
+}
