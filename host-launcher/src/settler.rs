@@ -164,6 +164,7 @@ impl Settler {
         if journal.is_long() {
             let kept = path.with_extension(format!("until-{}", now_s()));
             self.renew(&mut journal, path, &kept)?;
+            tracing::info!(kept = %kept.display(), "the journal was long and is begun anew");
         }
         Ok((journal, torn_bytes))
     }

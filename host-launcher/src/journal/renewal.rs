@@ -42,7 +42,6 @@ impl Journal<File> {
             .mode(0o600)
             .open(&new)
             .map_err(io_error)?;
-        let length = copy(path, &file, keep)?;
         let replace = || {
             file.sync_all()?;
             fs::hard_link(path, kept)?;
@@ -50,7 +49,12 @@ impl Journal<File> {
             // Until then a crash may bring the old file back, without what is appended from here on.
             sync_folder(path)
         };
-        replace().map_err(io_error)?;
+        let copied = copy(path, &file, keep);
+        let length = copied
+            .and_then(|length| replace().map(|()| length).map_err(io_error))
+            .inspect_err(|_| {
+                let _ = fs::remove_file(&new);
+            })?;
         (self.storage, self.length) = (file, length);
         Ok(())
     }

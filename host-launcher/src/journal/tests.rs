@@ -277,6 +277,7 @@ fn a_journal_that_cannot_be_renewed_is_as_it_was() {
     std::fs::write(&kept, "the provider's books").unwrap();
     let (mut journal, ..) = open(&path).unwrap();
     journal.renew(&path, &kept, |_| false).unwrap_err();
+    assert!(!dir.path().join("journal.new").exists());
     assert!(journal.append(&record(1, 3)).unwrap());
     assert_eq!(open(&path).unwrap().1, records(1..=3));
     assert_eq!(std::fs::read(&kept).unwrap(), b"the provider's books");
