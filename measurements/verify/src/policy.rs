@@ -74,6 +74,11 @@ pub enum PolicyError {
         /// How long it has to be.
         bytes: usize,
     },
+    /// A provider's key, with which one chip can take another's id.
+    #[error(
+        "[machines] needs snp.signing_key = [\"vcek\"]: under a VLEK the chip id is only what the report says"
+    )]
+    MachineKey,
     /// `[snp]`.
     #[error(transparent)]
     Snp(#[from] SnpTermsError),
@@ -121,7 +126,7 @@ impl Policy {
             (None, GpuEvidenceRule::None) => {}
         }
         if let Some(machines) = &terms.machines {
-            machines.check(terms.hardware.kind())?;
+            machines.check(&terms.hardware)?;
         }
         let PlatformTerms { simulated, root_pem } = &terms.platform;
         let root = match &terms.hardware {

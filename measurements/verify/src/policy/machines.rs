@@ -3,9 +3,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
-use super::{PlatformKind, PolicyError};
+use super::{HardwareTerms, PolicyError};
+use crate::snp::SnpSigningKeyTerm;
 
 /// `[machines]`: at least one of the lists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,13 +21,15 @@ pub struct MachineTerms {
 /// A machine as its vendor certifies it, in hexadecimal digits. For TDX the PPID in the PCK certificate (Intel SGX PCK
 /// Certificate and Certificate Revocation List Profile Specification 1.5, section 1.3.5), 16 bytes; for SEV-SNP the
 /// report's CHIP_ID (AMD 56860, ATTESTATION_REPORT), 64 bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct MachineId(pub Vec<u8>);
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MachineId(#[serde(with = "hex::serde")] pub Vec<u8>);
 
 impl MachineTerms {
     /// # Errors
-    /// A list is empty, or both are missing, or something in them is no machine's.
-    pub(super) fn check(&self, kind: PlatformKind) -> Result<(), PolicyError> {
+    /// A list is empty, or both are missing, or something in them is no machine's; or keys are accepted that are not a
+    /// single machine's.
+    pub(super) fn check(&self, hardware: &HardwareTerms) -> Result<(), PolicyError> {
         let (accepted, refused) = (self.accepted.as_deref(), self.refused.as_deref());
         for (name, list) in [("machines.accepted", accepted), ("machines.refused", refused)] {
             if list.is_some_and(<[_]>::is_empty) {
@@ -36,9 +39,12 @@ impl MachineTerms {
         if accepted.or(refused).is_none() {
             return Err(PolicyError::Empty("machines"));
         }
-        let bytes = match kind {
-            PlatformKind::Tdx => 16,
-            PlatformKind::Snp => 64,
+        let bytes = match hardware {
+            HardwareTerms::Tdx(_) => 16,
+            HardwareTerms::Snp(snp) if snp.signing_key != [SnpSigningKeyTerm::Vcek] => {
+                return Err(PolicyError::MachineKey);
+            }
+            HardwareTerms::Snp(_) => 64,
         };
         let unusable = |id: &&MachineId| id.0.len() != bytes || id.is_masked();
         match accepted.into_iter().chain(refused).flatten().find(unusable) {
@@ -89,21 +95,5 @@ impl fmt::Display for MachineId {
 impl fmt::Debug for MachineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for MachineId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&hex::encode(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for MachineId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let bytes = hex::decode(&text);
-        bytes
-            .map(Self)
-            .map_err(|error| de::Error::custom(format!("{text:?} is no machine's id: {error}")))
     }
 }

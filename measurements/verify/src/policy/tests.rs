@@ -146,16 +146,20 @@ fn machines_that_are_none_of_the_platforms_are_errors() {
     let (this, other) = ("ab".repeat(16), "cd".repeat(16));
     let policy = with_machines(&format!("accepted = [\"{this}\"]\nrefused = [\"{other}\"]")).unwrap();
     assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
-    for table in [
-        String::new(),
-        "accepted = []".to_owned(),
-        format!("accepted = [\"{this}\"]\nrefused = []"),
-        format!("accepted = [\"{}\"]", "ab".repeat(64)),
-        format!("refused = [\"{}\"]", "00".repeat(16)),
-        "refused = [\"PPID\"]".to_owned(),
-        format!("acepted = [\"{this}\"]"),
+    for (table, says) in [
+        (String::new(), "machines is empty"),
+        ("accepted = []".to_owned(), "machines.accepted is empty"),
+        (
+            format!("accepted = [\"{this}\"]\nrefused = []"),
+            "machines.refused is empty",
+        ),
+        (format!("accepted = [\"{}\"]", "ab".repeat(64)), "16 bytes"),
+        (format!("refused = [\"{}\"]", "00".repeat(16)), "not all zero"),
+        ("refused = [\"PPID\"]".to_owned(), "not well formed"),
+        (format!("acepted = [\"{this}\"]"), "not well formed"),
     ] {
-        assert!(with_machines(&table).is_err(), "{table}");
+        let error = with_machines(&table).unwrap_err().to_string();
+        assert!(error.contains(says), "{table}: {error}");
     }
 }
 

@@ -1,7 +1,11 @@
 //! Machines that a policy names, whatever their vendor says of them.
 
+use cocoon_evidence::Platform;
 use cocoon_verify::{
-    MachineId, MachineTerms, PlatformId, RawTdx, RefusalClass, Verdict, judge_raw_tdx, judgement::Status,
+    HardwareTerms, MachineId, MachineTerms, PlatformId, Policy, PolicyError, RawSnp, RawTdx, RefusalClass,
+    Verdict, judge_raw_snp, judge_raw_tdx,
+    judgement::{Judgement, Status},
+    snp::SnpSigningKeyTerm,
 };
 
 use crate::{
@@ -30,6 +34,11 @@ fn refused(ids: &[&MachineId]) -> MachineTerms {
         accepted: None,
         refused: Some(ids.iter().copied().cloned().collect()),
     }
+}
+
+fn machine_row(judgement: &Judgement) -> Status {
+    let mut rows = judgement.checks().iter();
+    rows.find(|check| check.id == "policy.machine").unwrap().status
 }
 
 #[test]
@@ -67,12 +76,8 @@ fn a_machine_that_the_policy_refuses_or_does_not_list_is_refused() {
             policy: Some(&policy),
             now_s: NOW_S,
         });
-        let status = judgement
-            .checks()
-            .iter()
-            .find(|check| check.id == "policy.machine");
         let expected = if is_accepted { Status::Pass } else { Status::Fail };
-        assert_eq!(status.unwrap().status, expected);
+        assert_eq!(machine_row(&judgement), expected);
     }
 }
 
@@ -95,7 +100,26 @@ fn chips_of_amd_are_named_likewise() {
         snp.world.terms.machines = Some(terms);
         snp.assert_refused(&snp.bundle(), RefusalClass::Policy, &["machine"]);
     }
-    snp.world.terms.machines = Some(accepted(&[&this]));
+    for terms in [accepted(&[&other]), accepted(&[&this])] {
+        let expected = if terms.accepted == Some(vec![this.clone()]) {
+            Status::Pass
+        } else {
+            Status::Fail
+        };
+        snp.world.terms.machines = Some(terms);
+        let Platform::Snp { report } = snp.bundle().platform else {
+            panic!("the bundle is for SNP");
+        };
+        let judgement = judge_raw_snp(&RawSnp {
+            report: &report,
+            endorsements: &[],
+            root: &snp.world.roots.snp,
+            nonce: None,
+            policy: Some(&snp.world.policy()),
+            now_s: crate::snp_forge::NOW_S,
+        });
+        assert_eq!(machine_row(&judgement), expected);
+    }
     let bundle = snp.bundle();
     let report_data = tls_report_data(&bundle.events);
     let now_s = crate::snp_forge::NOW_S;
@@ -103,4 +127,21 @@ fn chips_of_amd_are_named_likewise() {
         .world
         .judge_with(&bundle, &snp.endorsements(), &report_data, now_s);
     assert!(trusted.is_ok(), "{report:#?}");
+}
+
+/// A provider whose key leaked could give a report any chip's id.
+#[test]
+fn machines_cannot_be_named_where_a_providers_key_is_accepted() {
+    use SnpSigningKeyTerm::{Vcek, Vlek};
+    let mut terms = Snp::new().world.terms;
+    terms.machines = Some(accepted(&[&MachineId(CHIP.to_vec())]));
+    for (keys, usable) in [(vec![Vcek], true), (vec![Vlek], false), (vec![Vcek, Vlek], false)] {
+        let HardwareTerms::Snp(snp) = &mut terms.hardware else {
+            panic!("the policy is for SNP");
+        };
+        snp.signing_key = keys;
+        let policy = Policy::new(terms.clone());
+        assert_eq!(policy.is_ok(), usable);
+        assert!(usable || matches!(policy, Err(PolicyError::MachineKey)));
+    }
 }
