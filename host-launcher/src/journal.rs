@@ -243,6 +243,11 @@ pub fn read(path: &Path, take: impl FnMut(Entry)) -> Result<(), OpenError> {
 }
 
 impl<S: Storage> Journal<S> {
+    /// In bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     fn over(storage: S, length: u64) -> Self {
         Self {
             storage,

@@ -61,6 +61,9 @@ const FORGOTTEN_AFTER_S: u64 = 7 * 24 * 3600;
 /// between them. A liteserver that is further behind than five is not believed.
 const LOOKS_MAX: u32 = 10;
 
+/// A journal of so many bytes is begun anew: some 400,000 records, which take five seconds to read.
+const LONG_JOURNAL: u64 = 256 * 1024 * 1024;
+
 /// Expiries kept of grants without a record, before those that have passed are forgotten.
 const EXPIRIES_MAX: usize = 4096;
 
@@ -143,6 +146,10 @@ impl Settler {
     /// # Errors
     /// See [`OpenError`].
     pub fn take_up(&self, path: &Path) -> Result<(Journal, u64), OpenError> {
+        self.take_up_renewing(path, LONG_JOURNAL)
+    }
+
+    fn take_up_renewing(&self, path: &Path, long: u64) -> Result<(Journal, u64), OpenError> {
         let (mut journal, torn_bytes) = Journal::open(path, |entry| match entry {
             journal::Entry::Record(record) => self.note(&record),
             journal::Entry::Seen(seen) => {
@@ -161,7 +168,7 @@ impl Settler {
                 entry.due = Some(now);
             }
         }
-        if journal.is_long() {
+        if journal.length() >= long {
             let kept = path.with_extension(format!("until-{}", now_s()));
             self.renew(&mut journal, path, &kept)?;
             tracing::info!(kept = %kept.display(), "the journal was long and is begun anew");

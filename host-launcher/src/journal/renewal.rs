@@ -10,15 +10,7 @@ use std::{
 
 use super::{Entry, Journal, OpenError, encode, json_of, json_of_seen, read, sync_folder};
 
-/// A journal of so many bytes is long: some hundred thousand records, which are read in seconds.
-const LONG: u64 = 256 * 1024 * 1024;
-
 impl Journal<File> {
-    /// Whether [`Self::renew`] is worth it.
-    pub fn is_long(&self) -> bool {
-        self.length >= LONG
-    }
-
     /// Goes on in a new file of the same name, `path`, with the entries that `keep` picks, in their order. The old file
     /// gets the name `kept`. A crash leaves one or the other under `path`, each with everything that is owed.
     ///

@@ -116,31 +116,32 @@ async fn a_grant_that_seems_to_have_expired_lately_is_looked_up() {
 
 /// Years of grants must not stand in front of each start.
 #[test]
-fn a_journal_begun_anew_holds_what_can_still_be_settled() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("journal");
-    let (mut journal, _) = Journal::open(&path, |_| {}).unwrap();
-    for number in 1..=3 {
-        journal.append(&record(1, number)).unwrap();
-    }
-    let mut unseen = record(2, 1);
-    unseen.voucher.voucher.grant = Digest32::of(b"another grant");
-    journal.append(&unseen).unwrap();
+fn a_long_journal_is_begun_anew_with_what_can_still_be_settled() {
     for (ago_s, left) in [(FORGOTTEN_AFTER_S - 60, 2), (FORGOTTEN_AFTER_S + 60, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (mut journal, _) = Journal::open(&path, |_| {}).unwrap();
+        for number in 1..=3 {
+            journal.append(&record(1, number)).unwrap();
+        }
+        let mut unseen = record(2, 1);
+        unseen.voucher.voucher.grant = Digest32::of(b"another grant");
+        journal.append(&unseen).unwrap();
         let expires_s = u32::try_from(now_s() - ago_s).unwrap();
         journal.append_seen(expiring(expires_s)).unwrap();
-        let settler = Settler::new(PRICES, Duration::ZERO);
-        (journal, _) = settler.take_up(&path).unwrap();
-        settler
-            .renew(&mut journal, &path, &folder.path().join(left.to_string()))
-            .unwrap();
-        let (records, claims) = settler.claims();
-        assert_eq!((records, claims.len()), (left, usize::try_from(left).unwrap()));
-        let later = Settler::new(PRICES, Duration::ZERO);
-        later.take_up(&path).unwrap();
-        assert_eq!(later.claims(), (records, claims));
+        let long = journal.length();
+
+        let start = |long| {
+            let settler = Settler::new(PRICES, Duration::ZERO);
+            let (journal, _) = settler.take_up_renewing(&path, long).unwrap();
+            (journal.length(), settler.claims())
+        };
+        let (length, (records, _)) = start(long + 1);
+        assert_eq!((length, records), (long, 4), "not long yet");
+        let renewed = start(long);
+        let (length, (records, claims)) = &renewed;
+        assert!(*length < long);
+        assert_eq!((*records, claims.len()), (left, usize::try_from(left).unwrap()));
+        assert_eq!(start(long), renewed, "a later start finds the same");
     }
-    let mut entries = vec![];
-    journal::read(&path, |entry| entries.push(entry)).unwrap();
-    assert_eq!(entries, [journal::Entry::Record(unseen)]);
 }
