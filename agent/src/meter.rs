@@ -31,7 +31,8 @@ use crate::{
     records::{Outbox, UNSTORED_RECORDS_MAX},
 };
 
-/// Accounts kept; each was backed by credit on the chain when it was opened.
+/// Accounts kept; each was backed by credit on the chain when it was opened. Where there is no room for another one,
+/// those of expired grants are closed.
 const ACCOUNTS_MAX: usize = 65_536;
 
 const CREDIT_DEADLINE: Duration = Duration::from_secs(15);
@@ -78,9 +79,12 @@ pub enum MeterError {
         /// Its words, or how asking it failed.
         reason: String,
     },
-    /// `ACCOUNTS_MAX`.
+    /// `ACCOUNTS_MAX` that have not expired.
     #[error("this node has no room for another grant")]
     Full,
+    /// It expired, and its room was needed.
+    #[error("the grant of this connection expired and its account is closed; lock another one")]
+    Closed,
 }
 
 /// An account's balance, in the answer to a grant.
@@ -213,7 +217,7 @@ impl Meter {
         if credit_nano == 0 && !known {
             return Err(MeterError::NoCredit { reason });
         }
-        if !known && book.accounts.len() >= ACCOUNTS_MAX {
+        if !known && !book.has_room(ACCOUNTS_MAX, now_s()) {
             return Err(MeterError::Full);
         }
         let account = book.accounts.entry(id).or_insert_with(|| Account {
@@ -258,11 +262,11 @@ impl Meter {
                 other => return other,
             }
         }
-        let signed = self.lock().account(grant).grant.clone();
+        let signed = self.lock().account(grant)?.grant.clone();
         let (credit_nano, reason) = self.ask_credit(&signed).await?;
         {
             let mut book = self.lock();
-            let account = book.account(grant);
+            let account = book.account(grant)?;
             (account.credit_nano, account.asked) = (credit_nano, Instant::now());
         }
         if credit_nano == 0 {
@@ -285,7 +289,7 @@ impl Meter {
         if book.running >= self.launch.limits.requests_max {
             return Err(MeterError::Busy);
         }
-        let account = book.account(grant);
+        let account = book.account(grant)?;
         let (expires_s, now_s) = (account.grant.grant.expires_s, now_s());
         let left =
             Duration::from_secs(u64::from(expires_s).saturating_sub(now_s)).saturating_sub(SETTLEMENT_LEAD);
@@ -332,8 +336,23 @@ impl Meter {
 
 impl Book {
     /// Of a grant that was bound.
-    fn account(&mut self, grant: Digest32) -> &mut Account {
-        self.accounts.get_mut(&grant).expect("accounts are never removed")
+    fn account(&mut self, grant: Digest32) -> Result<&mut Account, MeterError> {
+        self.accounts.get_mut(&grant).ok_or(MeterError::Closed)
+    }
+
+    /// Of an admitted request's grant.
+    fn reserved(&mut self, grant: Digest32) -> &mut Account {
+        self.account(grant).expect("kept while something is set aside")
+    }
+
+    /// Whether there is room for an account beside these, of which at most `max` are kept.
+    fn has_room(&mut self, max: usize, now_s: u64) -> bool {
+        if self.accounts.len() >= max {
+            self.accounts.retain(|_, account| {
+                u64::from(account.grant.grant.expires_s) > now_s || account.reserved != TokenCounts::default()
+            });
+        }
+        self.accounts.len() < max
     }
 }
 
@@ -362,7 +381,7 @@ impl Reservation {
         let mut book = meter.lock();
         book.records += 1;
         let number = book.records;
-        let account = book.account(self.grant);
+        let account = book.reserved(self.grant);
         account.served.input += tokens.input;
         account.served.output += tokens.output;
         let served = account.served;
@@ -404,7 +423,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut book = self.meter.lock();
         book.running -= 1;
-        let account = book.account(self.grant);
+        let account = book.reserved(self.grant);
         account.reserved.input -= self.worst.input;
         account.reserved.output -= self.worst.output;
     }
@@ -427,4 +446,53 @@ pub fn now_s() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use cocoon_protocol::{AccountAddress, Grant, NetworkId, Prices};
+
+    use super::*;
+
+    fn account(client: u8, expires_s: u32, reserved: TokenCounts) -> (Digest32, Account) {
+        let grant = Grant {
+            network: NetworkId(1),
+            contract: AccountAddress(Digest32([client; 32])),
+            agent_key: [1; 32],
+            payout_address: AccountAddress(Digest32([2; 32])),
+            prices: Prices {
+                input_nano_per_kilotoken: 1,
+                output_nano_per_kilotoken: 1,
+            },
+            cap_nano: 1,
+            expires_s,
+        };
+        let account = Account {
+            grant: grant.sign(&SigningKey::from_bytes(&[client; 32])),
+            credit_nano: 1,
+            asked: Instant::now(),
+            served: TokenCounts::default(),
+            reserved,
+        };
+        (account.grant.grant.id(), account)
+    }
+
+    #[test]
+    fn accounts_of_expired_grants_make_room_unless_a_request_runs_on_them() {
+        let running = TokenCounts { input: 1, output: 1 };
+        let (expired, one) = account(1, 1000, TokenCounts::default());
+        let (expired_running, two) = account(2, 1000, running);
+        let (valid, three) = account(3, 1001, TokenCounts::default());
+        let mut book = Book {
+            accounts: HashMap::from([(expired, one), (expired_running, two), (valid, three)]),
+            ..Book::default()
+        };
+        assert!(book.has_room(4, 1000));
+        assert!(book.account(expired).is_ok(), "there was room without closing it");
+        assert!(book.has_room(3, 1000));
+        assert!(matches!(book.account(expired), Err(MeterError::Closed)));
+        assert!(book.account(expired_running).is_ok());
+        assert!(book.account(valid).is_ok());
+        assert!(!book.has_room(2, 1000), "the rest is in use");
+    }
 }

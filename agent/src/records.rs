@@ -15,7 +15,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{console::EXPORT, host::HostClient};
+use crate::{
+    console::EXPORT,
+    host::{HostClient, HostError},
+};
 
 /// With this many unacknowledged records no further request is admitted. Requests that run by then add at
 /// most `limits.requests_max` (4096), which bounds the queue.
@@ -61,7 +64,7 @@ impl Outbox {
             .is_ok()
     }
 
-    /// Sends records, oldest first, for ever.
+    /// Sends records, oldest first but for those that were refused, for ever.
     pub async fn deliver(&self, host: &HostClient) {
         let mut waiting = self.waiting.subscribe();
         let mut pause = PAUSE_MIN;
@@ -77,7 +80,13 @@ impl Outbox {
                     continue;
                 }
                 Ok(_) => warn!(target: EXPORT, "the host did not confirm usage record {number}"),
-                Err(error) => warn!(target: EXPORT, "usage record {number} is not stored yet: {error}"),
+                Err(error) => {
+                    warn!(target: EXPORT, "usage record {number} is not stored yet: {error}");
+                    // It may be this one alone: those behind it are tried first.
+                    if let HostError::Refused { .. } = error {
+                        self.lock().rotate_left(1);
+                    }
+                }
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);

@@ -426,7 +426,7 @@ impl Session {
 fn meter_error(error: &MeterError) -> ApiError {
     let message = error.to_string();
     match error {
-        MeterError::Grant(_) => ApiError::new(403, "grant_refused", message),
+        MeterError::Grant(_) | MeterError::Closed => ApiError::new(403, "grant_refused", message),
         MeterError::Session => ApiError::new(403, "session_proof_refused", message),
         MeterError::NoCredit { .. } => ApiError::new(402, "no_credit", message),
         MeterError::Credit { .. } => ApiError::new(402, "credit_exceeded", message),

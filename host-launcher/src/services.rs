@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     guest_socket::{GuestListener, GuestStream},
     journal::{Journal, Seen, SharedJournal},
-    settler::{Chain, Settler},
+    settler::{Chain, Settler, is_past},
 };
 
 /// The agent needs a handful of connections.
@@ -33,7 +33,8 @@ const CONNECTIONS_MAX: usize = 32;
 /// gives up on our answer: else the client would never hear why.
 const CHAIN_LIMIT: Duration = Duration::from_secs(8);
 
-/// Grants with credit at the same time. Each is locked on chain for this node, and the agent keeps no more.
+/// Grants with credit at the same time. Each is locked on chain for this node, and the agent keeps no more. Where there
+/// is no room for another one, those that expired long ago are forgotten.
 const GRANTED_MAX: usize = 65_536;
 
 /// A grant that expires sooner is not served: what is asked for now has to end, and then to be settled.
@@ -260,6 +261,9 @@ impl<C: Chain> Services<C> {
     /// Whether there was a place for it.
     fn grant(&self, id: Digest32, grant: &Grant) -> bool {
         let mut all = self.granted();
+        if all.len() >= GRANTED_MAX {
+            all.retain(|_, grant| !is_past(grant.expires_s));
+        }
         let free = all.len() < GRANTED_MAX;
         if free {
             all.insert(id, grant.clone());

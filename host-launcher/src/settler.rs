@@ -32,7 +32,8 @@ use crate::{
     journal::{self, Journal, OpenError, Seen, SharedJournal},
     services::now_s,
 };
-use book::{Book, Entry, amount_nano, ended_before, expired_with, is_past};
+pub(crate) use book::is_past;
+use book::{Book, Entry, amount_nano, ended_before, expired_with};
 pub use book::{Claim, Settlement};
 
 /// Grants settled at the same time; a public liteserver takes so many requests without refusing.

@@ -22,7 +22,8 @@ pub(crate) struct Host {
     pub(crate) document: Vec<u8>,
     pub(crate) credit_nano: AtomicU64,
     pub(crate) credit_stalls: AtomicBool,
-    pub(crate) refuses_records: AtomicBool,
+    /// Records up to this number are refused.
+    pub(crate) refuses_records: AtomicU64,
     pub(crate) records: Mutex<Vec<UsageRecord>>,
     pub(crate) refused_records: AtomicU64,
     pub(crate) stages: Mutex<Vec<Stage>>,
@@ -54,7 +55,7 @@ impl Host {
                 nano: self.credit_nano.load(Ordering::SeqCst),
                 reason: "not on chain".into(),
             },
-            ToHost::Record { .. } if self.refuses_records.load(Ordering::SeqCst) => {
+            ToHost::Record { record } if record.number <= self.refuses_records.load(Ordering::SeqCst) => {
                 self.refused_records.fetch_add(1, Ordering::SeqCst);
                 FromHost::Failed {
                     reason: "disk full".into(),

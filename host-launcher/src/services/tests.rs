@@ -320,10 +320,20 @@ async fn no_place_for_another_grant_is_not_called_a_lack_of_credit() {
         fixture.services.granted().insert(id, grant.grant.clone());
     }
     let request = ToHost::Credit { grant };
-    match ask(&mut fixture.guest, request).await {
+    match ask(&mut fixture.guest, request.clone()).await {
         FromHost::Failed { reason } => assert!(reason.contains("65536 grants"), "{reason}"),
         other => panic!("{other:?}"),
     }
+    // One that expired long ago makes room.
+    fixture
+        .services
+        .granted()
+        .get_mut(&Digest32::ZERO)
+        .unwrap()
+        .expires_s = 0;
+    let answer = ask(&mut fixture.guest, request).await;
+    assert!(matches!(answer, FromHost::Credit { nano: 1.., .. }), "{answer:?}");
+    assert!(!fixture.services.granted().contains_key(&Digest32::ZERO));
 }
 
 /// The contract would refuse them, and they would stand in the way of those that it takes.

@@ -145,7 +145,7 @@ pub(super) fn expired_with(unpaid_nano: u64) -> String {
 }
 
 /// Whether a grant pays nothing any more, for certain.
-pub(super) fn is_past(expires_s: u32) -> bool {
+pub(crate) fn is_past(expires_s: u32) -> bool {
     ended_before(expires_s, CLOCK_TOLERANCE_S)
 }
 
