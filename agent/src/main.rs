@@ -17,7 +17,7 @@ use cocoon_agent::{
 };
 use cocoon_protocol::host::{GUEST_CONTROL_PORT, GUEST_TLS_PORT, Stage, ToHost};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::error;
+use tracing::{error, info};
 
 /// How long the host gets to take the reason of a failed boot.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
@@ -59,6 +59,8 @@ fn main() {
         system::power_off();
     }
     let _ = tracing::subscriber::set_global_default(Console);
+    // Whatever fails from here on, the console of a dev image shows that the kernel, the root and the loader did not.
+    info!(target: EXPORT, "version {} starts", env!("CARGO_PKG_VERSION"));
     let mounted = system::mount_all();
     system::limit_read_ahead(Path::new("/sys/block"));
     if let Err(error) = system::run(live(mounted)) {
