@@ -2,8 +2,9 @@
 //!
 //! `scripts/quickstart` builds what this boots; then, with COCOON_E2E_IMAGE and COCOON_E2E_MODEL set as `scripts/test`
 //! sets them, `cargo bench --profile dev --workspace --bench boot`. With COCOON_E2E_RELEASE, the folder of an image for
-//! the CPU, that is measured, too: there the agent's first line is the one that it says to the host. What counts is the
-//! processor time that QEMU takes, all its threads: on a busy machine it grows much less than the time that passes.
+//! the CPU, that is measured, too. It prints no line: there the agent's first words to the host count, which come after its
+//! mounts, its event loop and a connection. What counts is the processor time that QEMU takes, all its threads: on a busy
+//! machine it grows much less than the time that passes.
 //!
 //! Firmware's own time is measured in turns with it and taken off: it is what QEMU has taken when the same kernel file
 //! is started, whose first instructions here are others, which tell so and wait. With two processors the second one
@@ -44,9 +45,9 @@ exec qemu-system-x86_64 "$@" -chardev "file,id=told,path=$here/told" -device isa
 "#;
 /// `mov dx, 0x4c0; mov al, '!'; out dx, al; jmp $`.
 const TELL_AND_WAIT: [u8; 9] = [0x66, 0xba, 0xc0, 0x04, 0xb0, b'!', 0xee, 0xeb, 0xfe];
-/// Where the agent's first line is seen, and what is in it: on the console of a dev image, and in what the launcher says
-/// of any.
+/// Where the agent's first line is seen, and what is in it: on the console of a dev image.
 const ON_CONSOLE: (&str, &str) = ("state/console.log", "cocoon-agent");
+/// Likewise its first words to the host: in what the launcher says.
 const BY_LAUNCHER: (&str, &str) = ("said", "guest: agent");
 
 fn main() {
