@@ -8,10 +8,10 @@
 //! chain showed then, so that one which expired long ago is not looked up again.
 
 mod book;
+mod restart;
 
 use std::{
     future::Future,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -29,11 +29,11 @@ use tokio::{
 };
 
 use crate::{
-    journal::{self, Journal, OpenError, Seen, SharedJournal},
+    journal::{Journal, Seen, SharedJournal},
     services::now_s,
 };
 pub(crate) use book::is_past;
-use book::{Book, Entry, amount_nano, ended_before, expired_with};
+use book::{Book, Entry, amount_nano, expired_with};
 pub use book::{Claim, Settlement};
 
 /// Grants settled at the same time; a public liteserver takes so many requests without refusing.
@@ -54,16 +54,9 @@ const RETRY_URGENT: Duration = Duration::from_secs(5);
 /// The chain's clock and ours differ by less; so long after its expiry a grant pays nothing for certain.
 const CLOCK_TOLERANCE_S: u64 = 600;
 
-/// So long after its expiry a grant of an earlier run is not even looked up. Long: right after it has started, a host's
-/// clock can be hours ahead, and closing a living grant would lose what is owed on it.
-const FORGOTTEN_AFTER_S: u64 = 7 * 24 * 3600;
-
 /// Looks that show no such grant before one of unknown expiry is given up: more than eight minutes with the pauses
 /// between them. A liteserver that is further behind than five is not believed.
 const LOOKS_MAX: u32 = 10;
-
-/// A journal of so many bytes is begun anew: some 400,000 records, which take five seconds to read.
-const LONG_JOURNAL: u64 = 256 * 1024 * 1024;
 
 /// Expiries kept of grants without a record, before those that have passed are forgotten.
 const EXPIRIES_MAX: usize = 4096;
@@ -139,60 +132,6 @@ impl Settler {
             book.expiries.retain(|_, expires_s| !is_past(*expires_s));
         }
         book.expiries.insert(seen.grant, seen.expires_s) != Some(seen.expires_s)
-    }
-
-    /// Opens the journal and takes up what it holds: claims on grants that expired long ago are closed, all others are
-    /// due. A long journal is begun anew without the closed ones. Also returns how many bytes of a torn last entry were cut.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn take_up(&self, path: &Path) -> Result<(Journal, u64), OpenError> {
-        self.take_up_renewing(path, LONG_JOURNAL)
-    }
-
-    fn take_up_renewing(&self, path: &Path, long: u64) -> Result<(Journal, u64), OpenError> {
-        let (mut journal, torn_bytes) = Journal::open(path, |entry| match entry {
-            journal::Entry::Record(record) => self.note(&record),
-            journal::Entry::Seen(seen) => {
-                self.learn(&seen);
-            }
-        })?;
-        let now = Instant::now();
-        for entry in self.book().entries.values_mut() {
-            if entry
-                .expires_s
-                .is_some_and(|expires_s| ended_before(expires_s, FORGOTTEN_AFTER_S))
-            {
-                entry.settlement = entry.ended();
-                entry.due = None;
-            } else {
-                entry.due = Some(now);
-            }
-        }
-        if journal.length() >= long {
-            let kept = path.with_extension(format!("until-{}", now_s()));
-            self.renew(&mut journal, path, &kept)?;
-            tracing::info!(kept = %kept.display(), "the journal was long and is begun anew");
-        }
-        Ok((journal, torn_bytes))
-    }
-
-    /// Begins the journal anew with the newest record of each grant that something can come of, and what the chain
-    /// showed of it.
-    fn renew(&self, journal: &mut Journal, path: &Path, kept: &Path) -> Result<(), OpenError> {
-        let mut book = self.book();
-        book.entries.retain(|_, entry| entry.due.is_some());
-        book.records = 0;
-        let Book { entries, records, .. } = &mut *book;
-        journal.renew(path, kept, |entry| match entry {
-            journal::Entry::Record(record) => {
-                let open = entries.get(&record.voucher.voucher.grant);
-                let keep = open.is_some_and(|open| open.newest == record.voucher);
-                *records += u64::from(keep);
-                keep
-            }
-            journal::Entry::Seen(seen) => entries.contains_key(&seen.grant),
-        })
     }
 
     /// Takes up a record that is on disk.

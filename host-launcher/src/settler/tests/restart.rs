@@ -1,6 +1,9 @@
 //! What a later start knows, and what it looks up.
 
+use std::path::Path;
+
 use super::*;
+use crate::{journal, settler::restart::FORGOTTEN_AFTER_S};
 
 /// What was noted of grants, once it is something.
 async fn noted(path: &Path) -> Vec<Seen> {
