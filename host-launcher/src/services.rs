@@ -34,7 +34,7 @@ const CONNECTIONS_MAX: usize = 32;
 const CHAIN_LIMIT: Duration = Duration::from_secs(8);
 
 /// Grants with credit at the same time. Each is locked on chain for this node, and the agent keeps no more. Where there
-/// is no room for another one, those that expired long ago are forgotten.
+/// is no room for another one, those that pay nothing any more are forgotten.
 const GRANTED_MAX: usize = 65_536;
 
 /// A grant that expires sooner is not served: what is asked for now has to end, and then to be settled.

@@ -324,7 +324,7 @@ async fn no_place_for_another_grant_is_not_called_a_lack_of_credit() {
         FromHost::Failed { reason } => assert!(reason.contains("65536 grants"), "{reason}"),
         other => panic!("{other:?}"),
     }
-    // One that expired long ago makes room.
+    // One that pays nothing any more makes room.
     fixture
         .services
         .granted()
