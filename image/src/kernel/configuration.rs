@@ -37,21 +37,24 @@ const FORBIDDEN_IN_RELEASES: [&str; 8] = [
     "VIRTIO_CONSOLE",
     "VT",
 ];
+/// What such a kernel always has, named by a fragment or not; a dev kernel does without.
+const REQUIRED_IN_RELEASES: &str = "CONFIG_CPU_MITIGATIONS=y\nCONFIG_X86_KERNEL_IBT=y";
 
 /// The configuration is what the fragments ask for, and has nothing that is forbidden.
 pub(super) fn check(fragments: &[RecipeFile], config: &str, release: bool) -> Result<(), KernelError> {
-    check_wanted(fragments, config)?;
+    check_wanted(fragments.iter().map(|fragment| fragment.text.as_str()), config)?;
     check_forbidden(&FORBIDDEN, config)?;
     if release {
+        check_wanted([REQUIRED_IN_RELEASES], config)?;
         check_forbidden(&FORBIDDEN_IN_RELEASES, config)?;
     }
     Ok(())
 }
 
 /// Every line of the fragments has to hold; where two name the same option, the later one.
-fn check_wanted(fragments: &[RecipeFile], config: &str) -> Result<(), KernelError> {
+fn check_wanted<'a>(texts: impl IntoIterator<Item = &'a str>, config: &str) -> Result<(), KernelError> {
     let found: BTreeMap<_, _> = config.lines().filter_map(assignment).collect();
-    let lines = fragments.iter().flat_map(|fragment| fragment.text.lines());
+    let lines = texts.into_iter().flat_map(str::lines);
     let wanted: BTreeMap<_, _> = lines.filter_map(assignment).collect();
     let wrong: Vec<_> = wanted
         .into_iter()
@@ -97,7 +100,7 @@ mod tests {
         let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x,y\"\nCONFIG_D=-1\n";
         let check = |texts: &[&str]| {
             let fragments: Vec<_> = texts.iter().map(|text| fragment(text)).collect();
-            check(&fragments, config, true).map_err(|error| error.to_string())
+            check(&fragments, config, false).map_err(|error| error.to_string())
         };
         assert_eq!(check(&["CONFIG_A=n\nCONFIG_B=n", "CONFIG_A=y"]), Ok(()));
         assert_eq!(check(&["# CONFIG_A=n\nCONFIG_C=\"x,y\"\nCONFIG_D=-1"]), Ok(()));
@@ -110,8 +113,10 @@ mod tests {
     #[test]
     fn a_fragment_cannot_give_a_guest_what_no_guest_may_have() {
         let check = |config: &str, release| check(&[], config, release).map_err(|error| error.to_string());
-        let clean = "CONFIG_NET=y\n# CONFIG_INET is not set\nCONFIG_KEXEC=n\nCONFIG_INET_HELP=y\n";
-        assert_eq!(check(clean, true), Ok(()));
+        let clean = format!(
+            "{REQUIRED_IN_RELEASES}\nCONFIG_NET=y\n# CONFIG_INET is not set\nCONFIG_KEXEC=n\nCONFIG_INET_HELP=y\n"
+        );
+        assert_eq!(check(&clean, true), Ok(()));
         for option in ["INET=y", "INET=m", "ACPI_PRMT=y"] {
             let error = check(&format!("{clean}CONFIG_{option}\n"), false).unwrap_err();
             assert!(error.ends_with(&format!("must not have: {option}")), "{error}");
@@ -120,5 +125,15 @@ mod tests {
         assert_eq!(check(&printing, false), Ok(()), "the dev kernel prints");
         let error = check(&printing, true).unwrap_err();
         assert!(error.ends_with("must not have: PRINTK=y"), "{error}");
+    }
+
+    #[test]
+    fn only_a_dev_kernel_does_without_mitigations() {
+        let lacking = REQUIRED_IN_RELEASES.replace("CONFIG_X86_KERNEL_IBT=y", "CONFIG_X86_KERNEL_IBT=n");
+        assert!(check(&[], &lacking, false).is_ok());
+        for (config, missing) in [(lacking.as_str(), "X86_KERNEL_IBT=y"), ("", "CPU_MITIGATIONS=y")] {
+            let error = check(&[], config, true).unwrap_err().to_string();
+            assert!(error.contains(missing), "{error}");
+        }
     }
 }
