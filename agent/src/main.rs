@@ -1,6 +1,6 @@
 //! Starts as PID 1, never returns: the guest serves, or it powers off.
 
-use std::{path::Path, sync::Arc, thread, time::Duration};
+use std::{io::Write as _, path::Path, sync::Arc, thread, time::Duration};
 
 use cocoon_agent::{
     boot::{self, Disks, Parts},
@@ -17,10 +17,17 @@ use cocoon_agent::{
 };
 use cocoon_protocol::host::{GUEST_CONTROL_PORT, GUEST_TLS_PORT, Stage, ToHost};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::error;
 
 /// How long the host gets to take the reason of a failed boot.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// As [`Console`] would write it, but ready: the code that formats lines is then not read, nor hashed, before it.
+const FIRST_LINE: &str = concat!(
+    "cocoon-agent INFO: version ",
+    env!("CARGO_PKG_VERSION"),
+    " starts\n"
+);
 
 const ENGINE: &str = "/usr/bin/cocoon-engine";
 /// In images with a GPU driver.
@@ -49,6 +56,9 @@ fn main() {
         eprintln!("cocoon-agent is PID 1 of a Cocoon guest; boot one with: cocoon-launch up");
         std::process::exit(2);
     }
+    // Whatever fails from here on, the console of a dev image shows that the kernel, the root and the loader did not.
+    // A console that cannot be written to is no reason not to start.
+    let _ = std::io::stderr().write_all(FIRST_LINE.as_bytes());
     // The message of a panic may hold content; its place cannot.
     std::panic::set_hook(Box::new(|info| {
         eprintln!("cocoon-agent: panic at {:?}", info.location());
@@ -59,8 +69,6 @@ fn main() {
         system::power_off();
     }
     let _ = tracing::subscriber::set_global_default(Console);
-    // Whatever fails from here on, the console of a dev image shows that the kernel, the root and the loader did not.
-    info!(target: EXPORT, "version {} starts", env!("CARGO_PKG_VERSION"));
     let mounted = system::mount_all();
     system::limit_read_ahead(Path::new("/sys/block"));
     if let Err(error) = system::run(live(mounted)) {
